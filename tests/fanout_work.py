@@ -1,0 +1,76 @@
+"""Functions that child processes and Ray workers can import; not a test."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from offprincipal.errors import InputError
+
+
+class Stubborn(Exception):
+    """Cannot be unpickled: its constructor wants two arguments, its state holds one."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} {second}")
+
+
+def double(item):
+    return item, 2 * item
+
+
+def slowly_double(item):
+    time.sleep(0.25)
+    return item, 2 * item
+
+
+def fail_on_three(item):
+    if item == 3:
+        raise InputError("read tensor 'w'", "it is torn", "fetch it again")
+    return item
+
+
+def divide(item):
+    return 1 / item
+
+
+def stubborn(item):
+    raise Stubborn("two", "words")
+
+
+def die_on_three(item):
+    if item == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def leave_on_three(item):
+    if item == 3:
+        os._exit(7)
+    return item
+
+
+def thread_settings(item):
+    import torch
+
+    return torch.get_num_threads(), os.environ["NUMBA_NUM_THREADS"]
+
+
+def sleep_with_pid(folder):
+    Path(folder, str(os.getpid())).touch()
+    time.sleep(60)
+
+
+def norm(seed):
+    import torch
+
+    time.sleep(0.3)
+    return seed, torch.randn(64, 64, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).norm().item()
+
+
+def lose_its_worker_once(item):
+    """Kills the worker that runs it the first time; `item` is a file that remembers."""
+    if not Path(item).exists():
+        Path(item).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.path.basename(item)
