@@ -1,0 +1,11 @@
+"""Before anything is imported: check every annotated shape of the measures while the tests run."""
+
+import os
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+# private modules hold compiled loops, which a run-time check cannot wrap
+MEASURES = Path(__file__).parent / "src" / "offprincipal" / "measures"
+install_import_hook([f"offprincipal.measures.{file.stem}" for file in MEASURES.glob("[!_]*.py")], "beartype.beartype")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
