@@ -95,24 +95,20 @@ def _widen(x, bits):
 
 
 @_compiled
-def _distances(left, right, square, absolute):
+def _distances(left, right, square, absolute, peak):
     for j in range(left.size):
-        step = np.float64(right[j]) - np.float64(left[j])
+        step = abs(np.float64(right[j]) - np.float64(left[j]))
         square[j] += step * step
-        absolute[j] += abs(step)
+        absolute[j] += step
+        peak[j] = step if step > peak[j] else peak[j]
 
 
 @_compiled
-def _largest_and_beyond(left, right, step, step_bits):
+def _beyond_atol(left, right):
+    total = u16(0)
     for j in range(left.size):
-        step[j] = abs(right[j] - left[j])
-    largest = u32(0)
-    for j in range(left.size):  # non-negative floats are ordered like their bits
-        largest = step_bits[j] if step_bits[j] > largest else largest
-    beyond = u16(0)
-    for j in range(left.size):
-        beyond = u16(beyond + (u16(1) if step[j] >= ATOL_LIMIT else u16(0)))
-    return largest, beyond
+        total = u16(total + (u16(1) if abs(right[j] - left[j]) >= ATOL_LIMIT else u16(0)))
+    return total
 
 
 @_compiled
@@ -141,15 +137,14 @@ def bf16_rows(before, after, block_rows, histogram, ulps, columns, rows, sums, c
         ulps: int64 [7], entries whose change is at least ``ULP_EDGES`` ulps.
         columns: uint32 [C] changed per column.
         rows: int64 [R] changed per row.
-        sums: float64 [blocks, 2] squared and absolute change, finite entries only.
-        counts: int64 [5] zeros with flipped signs, nonfinite in base, in tuned, beyond the absolute tolerance, and
-            the float32 bits of the largest change.
+        sums: float64 [blocks, 3] squared, absolute and largest change, finite entries only.
+        counts: int64 [4] zeros with flipped signs, nonfinite in base, in tuned, beyond the absolute tolerance.
     """
     height, width = before.shape
     gap, cell = np.empty(TILE, u16), np.empty(TILE, u16)
-    left_bits, right_bits, step_bits = np.empty(TILE, u32), np.empty(TILE, u32), np.empty(TILE, u32)
-    left, right, step = left_bits.view(np.float32), right_bits.view(np.float32), step_bits.view(np.float32)
-    square, absolute = np.zeros(TILE), np.zeros(TILE)
+    left_bits, right_bits = np.empty(TILE, u32), np.empty(TILE, u32)
+    left, right = left_bits.view(np.float32), right_bits.view(np.float32)
+    square, absolute, peak = np.zeros(TILE), np.zeros(TILE), np.zeros(TILE)
     for i in range(height):
         for start in range(0, width, TILE):
             n = min(TILE, width - start)
@@ -171,15 +166,15 @@ def bf16_rows(before, after, block_rows, histogram, ulps, columns, rows, sums, c
             _widen(y, right_bits[:n])
             if nonfinite:
                 _hide_nonfinite(x, y, left_bits[:n], right_bits[:n], counts)
-            _distances(left[:n], right[:n], square[:n], absolute[:n])
-            largest, beyond = _largest_and_beyond(left[:n], right[:n], step[:n], step_bits[:n])
-            counts[3] += beyond
-            counts[4] = max(counts[4], np.int64(largest))
+            _distances(left[:n], right[:n], square[:n], absolute[:n], peak[:n])
+            counts[3] += _beyond_atol(left[:n], right[:n])
         if (i + 1) % block_rows == 0 or i + 1 == height:
             sums[i // block_rows, 0] = square.sum()
             sums[i // block_rows, 1] = absolute.sum()
+            sums[i // block_rows, 2] = peak.max()
             square[:] = 0.0
             absolute[:] = 0.0
+            peak[:] = 0.0
 
 
 @_compiled

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
+from operator import add
 
 import numpy as np
 import torch
@@ -108,11 +109,11 @@ def _compiled_pass(left: Tensor, right: Tensor, rows: int) -> dict:
     # at most 2^31 weights a task, so that 32-bit counters cannot overflow
     tasks = max(min(torch.get_num_threads(), blocks), -(-left.numel() // (1 << 31)), 1)
     edges = [rows * (blocks * i // tasks) for i in range(tasks)] + [height]
-    row_changed, sums = np.zeros(height, np.int64), np.zeros((blocks, 2))
+    row_changed, sums = np.zeros(height, np.int64), np.zeros((blocks, 3))
 
     def one(start: int, stop: int) -> tuple[np.ndarray, ...]:
         histogram, columns = np.zeros(65536, np.uint32), np.zeros(width, np.uint32)
-        ulps, counts = np.zeros(ULP_EDGES.size, np.int64), np.zeros(5, np.int64)
+        ulps, counts = np.zeros(ULP_EDGES.size, np.int64), np.zeros(4, np.int64)
         _bf16_pass.bf16_rows(
             before[start:stop], after[start:stop], rows, histogram, ulps, columns,
             row_changed[start:stop], sums[start // rows :], counts,
@@ -125,10 +126,9 @@ def _compiled_pass(left: Tensor, right: Tensor, rows: int) -> dict:
     else:
         with ThreadPoolExecutor(len(spans)) as threads:
             parts = list(threads.map(lambda span: one(*span), spans))
-    histogram, columns, ulps, counts = (sum(each) for each in zip(*parts, strict=True))
-    largest = np.array(max(int(part[3][4]) for part in parts), np.uint32).view(np.float32)
+    histogram, columns, ulps, counts = (reduce(add, each) for each in zip(*parts, strict=True))
     changed = int(row_changed.sum())
-    totals = reduce(lambda total, block: total + block, sums, np.zeros(2))
+    squares, absolutes = (reduce(add, sums[:, i].tolist(), 0.0) for i in (0, 1))
     return {
         "changed": changed,
         "changed_bitwise": changed + int(counts[0]),
@@ -136,9 +136,9 @@ def _compiled_pass(left: Tensor, right: Tensor, rows: int) -> dict:
         "changed_atol": int(counts[3]),
         "nonfinite_base": int(counts[1]),
         "nonfinite_tuned": int(counts[2]),
-        "delta_sq": float(totals[0]),
-        "delta_abs_sum": float(totals[1]),
-        "delta_abs_max": float(largest),
+        "delta_sq": squares,
+        "delta_abs_sum": absolutes,
+        "delta_abs_max": float(sums[:, 2].max(initial=0.0)),
         "row_changed": torch.from_numpy(row_changed),
         "col_changed": torch.from_numpy(columns),
         "code_total": torch.from_numpy(histogram[:32768] + histogram[32768:]),
