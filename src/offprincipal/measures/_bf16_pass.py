@@ -184,3 +184,24 @@ def fill_joint(before, after, mask, counts):
         x, y = before[j], after[j]
         moved = (x != y) & (((x | y) & u16(0x7FFF)) != u16(0))
         counts[(u32(moved) + (u32(mask[j]) << u32(1))) << u32(15) | u32(x & u16(0x7FFF))] += 1
+
+
+@_compiled
+def fill_first(before, after, codes, quotas, seen, hits):
+    """Count changed entries among the first ``quotas[i]`` of magnitude code ``codes[i]``; equal codes may repeat.
+
+    Flat uint16 codes, called block after block with the same `seen` (entries met) and `hits` (changed among them).
+    A bit set of the wanted codes keeps the common case, an unwanted code, to one look-up.
+    """
+    wanted = np.zeros(32768, np.bool_)
+    for code in codes:
+        wanted[code] = True
+    for j in range(before.size):
+        code = before[j] & u16(0x7FFF)
+        if wanted[code]:
+            x, y = before[j], after[j]
+            moved = (x != y) & (((x | y) & u16(0x7FFF)) != u16(0))
+            for i in range(codes.size):
+                if codes[i] == code and seen[i] < quotas[i]:
+                    seen[i] += 1
+                    hits[i] += moved

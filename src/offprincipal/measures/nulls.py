@@ -13,13 +13,15 @@ changed, a of them in A. Three nulls, from weakest to strongest:
 """
 
 import math
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from offprincipal.measures import bits
+from offprincipal.measures import _gaussian, bits
 
 DRAWS = 20
 """Draws of a simulated null: the least that DEFINITIONS section 5 allows."""
@@ -74,14 +76,17 @@ def visible_probability(scale: float) -> Float[Tensor, " codes"]:
     >>> round(float(p[bits.magnitude_code(torch.tensor(1.0))]), 4)
     0.4771
     """
-    grid = bits.value(torch.arange(bits.FIRST_NONFINITE_CODE + 1))
-    outward = torch.diff(grid) / 2
-    inward = torch.cat([outward[:1], outward[:-1]])
     result = torch.zeros(bits.MAGNITUDE_CODES, dtype=torch.float64)
-    root = scale * math.sqrt(2)
-    if root > 0:
-        result[: grid.numel() - 1] = (torch.special.erfc(outward / root) + torch.special.erfc(inward / root)) / 2
+    result[: bits.FIRST_NONFINITE_CODE] = torch.from_numpy(_gaussian.beyond(scale, *_half_gaps()))
     return result
+
+
+@cache
+def _half_gaps() -> tuple[np.ndarray, np.ndarray]:
+    """Half the gap from each finite magnitude to its neighbour outward and inward (float64)."""
+    outward = np.diff(bits.value(torch.arange(bits.FIRST_NONFINITE_CODE + 1)).numpy()) / 2
+    outward[-1] = outward[-2]  # beyond the largest finite value rounding acts as if the grid went on
+    return outward, np.concatenate([outward[:1], outward[:-1]])
 
 
 def rounding_scale(n: Counts, changed: int) -> float:
@@ -97,20 +102,32 @@ def rounding_scale(n: Counts, changed: int) -> float:
     """
     if changed <= 0:
         return 0.0
-    used = n.nonzero().flatten()
-    weights = n[used].to(torch.float64)
-    low, high = -320.0, 40.0  # natural logarithms of the scale, beyond both ends of the bfloat16 range
-    for _ in range(60):
-        middle = (low + high) / 2
-        hit = float((weights * visible_probability(math.exp(middle))[used]).sum()) < changed
-        low, high = (middle, high) if hit else (low, middle)
-    return math.inf if high == 40.0 else math.exp(high)
+    used = n[: bits.FIRST_NONFINITE_CODE].nonzero().flatten().numpy()
+    outward, inward = (gap[used] for gap in _half_gaps())
+    bottom, top = -320.0, 40.0  # natural logarithms, beyond both ends of what rounding can tell
+    found = _gaussian.log_scale_for(changed, n.numpy()[used].astype(np.float64), outward, inward, bottom, top)
+    return math.inf if found == top else math.exp(found)
 
 
-def rounding_draws(
-    n: Counts, changed: int, generator: np.random.Generator, draws: int = DRAWS
-) -> Int[Tensor, "draws codes"]:
-    """Changed entries per code in `draws` simulated updates of one Gaussian scale, seen through bfloat16 (N-rounding).
+@dataclass(frozen=True)
+class RoundingDraws:
+    """Simulated updates of one Gaussian scale, seen through bfloat16, as changed entries per code that occurs.
+
+    Attributes:
+        scale: standard deviation of the step, in the units of the weights.
+        codes: int64 [used], the magnitude codes that occur in the base.
+        total: float64 [used], entries per code.
+        moved: float64 [draws, used], changed entries per draw and code.
+    """
+
+    scale: float
+    codes: np.ndarray
+    total: np.ndarray
+    moved: np.ndarray
+
+
+def rounding_draws(n: Counts, changed: int, generator: np.random.Generator, draws: int = DRAWS) -> RoundingDraws:
+    """Simulate the rounding null (N-rounding): independent Gaussian steps of one scale, then bfloat16.
 
     Args:
         n: entries per magnitude code of the base.
@@ -119,43 +136,42 @@ def rounding_draws(
         draws: how many updates to simulate.
 
     Returns:
-        int64 [draws, 32768]. Exact in distribution: entries of one code are exchangeable under an independent step,
-        so a binomial count per code is all that the simulation of the whole tensor would add. Source: ours, after
-        paper.md 8.0 N2.
+        Changed entries per draw and code. Exact in distribution: entries of one code are exchangeable under an
+        independent step, so a binomial count per code is all that simulating the whole tensor would add. Source:
+        ours, after paper.md 8.0 N2.
 
     >>> n = torch.zeros(32768, dtype=torch.int64)
     >>> n[16256] = 1000
-    >>> int(rounding_draws(n, 500, np.random.default_rng(0)).sum(dim=1).float().mean().round()) in range(480, 520)
+    >>> bool(480 < rounding_draws(n, 500, np.random.default_rng(0)).moved.mean() < 520)
     True
     """
     scale = rounding_scale(n, changed)
-    chance = (n > 0).to(torch.float64) if math.isinf(scale) else visible_probability(scale)
-    used = ((n > 0) & (chance > 0)).nonzero().flatten()
-    drawn = torch.zeros(draws, n.numel(), dtype=torch.int64)
-    drawn[:, used] = torch.from_numpy(
-        generator.binomial(n[used].numpy(), chance[used].clamp(max=1.0).numpy(), size=(draws, used.numel()))
-    )
-    return drawn
+    codes = n.nonzero().flatten().numpy()
+    chance = np.ones(len(codes)) if math.isinf(scale) else visible_probability(scale).numpy()[codes]
+    total = n.numpy()[codes]
+    moved = generator.binomial(total, np.minimum(chance, 1.0), size=(draws, len(codes)))
+    return RoundingDraws(scale, codes, total.astype(np.float64), moved.astype(np.float64))
 
 
-def rounding(drawn: Int[Tensor, "draws codes"], n: Counts, a: Counts) -> tuple[float, float]:
+def rounding(drawn: RoundingDraws, a: Counts) -> tuple[float, float]:
     """Mean and variance of the overlap share ``|A and M| / |M|`` over the draws of the rounding null.
 
     Given the drawn counts per code, the overlap is hypergeometric within each code; its mean and variance are used in
-    closed form (law of total variance), so that only the counts per code are simulated. NaN when a draw is empty.
+    closed form (law of total variance), so that only the counts per code are simulated. NaN when every draw is empty.
 
-    >>> n, a = torch.tensor([10, 10]), torch.tensor([10, 0])
-    >>> rounding(torch.tensor([[3, 1], [3, 1]]), n, a)
+    >>> one = RoundingDraws(1.0, np.array([0, 1]), np.array([10.0, 10.0]), np.array([[3.0, 1.0], [3.0, 1.0]]))
+    >>> rounding(one, torch.tensor([10, 0]))
     (0.75, 0.0)
     """
-    used = n > 0
-    total, inside = n[used].to(torch.float64), a[used].to(torch.float64)
-    moved = drawn[:, used].to(torch.float64)
-    size = moved.sum(dim=1)
-    mean = (moved * inside / total).sum(dim=1) / size
-    within = inside * (total - inside) * moved * (total - moved) / (total.square() * (total - 1).clamp(min=1))
-    between = mean.var(correction=1) if len(mean) > 1 else torch.zeros(())
-    return float(mean.mean()), float((within.sum(dim=1) / size.square()).mean() + between)
+    inside, total = a.numpy()[drawn.codes].astype(np.float64), drawn.total
+    moved = drawn.moved[drawn.moved.sum(axis=1) > 0]
+    if not len(moved):
+        return math.nan, math.nan
+    size = moved.sum(axis=1)
+    mean = moved @ (inside / total) / size
+    weight = inside * (total - inside) / (total**2 * np.maximum(total - 1, 1))
+    within = (moved * (total - moved)) @ weight / size**2
+    return float(mean.mean()), float(within.mean() + (mean.var(ddof=1) if len(mean) > 1 else 0.0))
 
 
 def bernoulli_jaccard(p: float, q: float) -> float:

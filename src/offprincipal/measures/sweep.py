@@ -103,7 +103,7 @@ def sweep(before: Shaped[Tensor, "..."], after: Shaped[Tensor, "..."]) -> Sweep:
 
 def _compiled_pass(left: Tensor, right: Tensor, rows: int) -> dict:
     """The numba pass over row ranges, one thread each; integers add up, sums keep their blocks."""
-    before, after = (t.contiguous().view(torch.uint16).numpy() for t in (left, right))
+    before, after = _codes(left), _codes(right)
     height, width = before.shape
     blocks = -(-height // rows) if height else 0
     # at most 2^31 weights a task, so that 32-bit counters cannot overflow
@@ -175,9 +175,9 @@ def _torch_slice(left: Tensor, right: Tensor) -> dict:
         "changed_atol": bits.changed_atol(left, right).sum(),
         "nonfinite_base": (~torch.isfinite(left.to(torch.float32))).sum(),
         "nonfinite_tuned": (~torch.isfinite(right.to(torch.float32))).sum(),
-        "base_sq": base.square().sum(),
-        "delta_sq": delta.square().sum(),
-        "delta_abs_sum": delta.abs().sum(),
+        "base_sq": _steady_sum(base.square()),
+        "delta_sq": _steady_sum(delta.square()),
+        "delta_abs_sum": _steady_sum(delta.abs()),
         "delta_abs_max": delta.abs().max() if delta.numel() else delta.new_zeros(()),
         "row_changed": changed.sum(dim=1),
         "col_changed": changed.sum(dim=0),
@@ -186,6 +186,11 @@ def _torch_slice(left: Tensor, right: Tensor) -> dict:
         "ulps": torch.stack([(gap >= int(edge)).sum() for edge in ULP_EDGES]),
     }
     return {key: tensor.cpu() for key, tensor in result.items()}
+
+
+def _steady_sum(values: Tensor) -> Tensor:
+    """Pairwise summation by numpy on the CPU: torch's sum depends on the number of threads in the last bits."""
+    return torch.tensor(np.sum(values.numpy())) if values.device.type == "cpu" else values.sum()
 
 
 def ulp_gap(before: Shaped[Tensor, "*shape"], after: Shaped[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
@@ -228,22 +233,26 @@ def low_changed(
     quota = torch.tensor(list(ones)) - (reached - counts.code_total)[last]
     whole = quota >= counts.code_total[last]
     partial = torch.where(whole, counts.code_changed[last], 0)
-    for i in (~whole & (quota > 0)).nonzero().flatten().tolist():
-        partial[i] = _first_changed(before, after, int(last[i]), int(quota[i]))
+    open_ended = (~whole & (quota > 0)).nonzero().flatten()
+    partial[open_ended] = _first_changed(before, after, last[open_ended], quota[open_ended])
     return (changed_below[last] + partial).tolist()
 
 
-def _first_changed(before: Tensor, after: Tensor, code: int, quota: int) -> int:
-    """Changed entries among the first `quota` entries (flat order) of one magnitude code."""
-    left, right, hit = before.reshape(-1), after.reshape(-1), 0
-    for start in range(0, left.numel(), BLOCK):
-        x, y = left[start : start + BLOCK], right[start : start + BLOCK]
-        places = (bits.magnitude_code(x) == code).nonzero().flatten()[:quota]
-        hit += int(bits.changed(x[places], y[places]).sum())
-        quota -= len(places)
-        if quota <= 0:
-            break
-    return hit
+def _first_changed(before: Tensor, after: Tensor, codes: Tensor, quotas: Tensor) -> Tensor:
+    """Changed entries among the first `quotas[i]` entries, in flat order, of magnitude code `codes[i]`."""
+    order = torch.argsort(codes, stable=True)
+    sorted_codes, sorted_quotas = codes[order].to(torch.int32), quotas[order].numpy()
+    left, right = before.reshape(-1), after.reshape(-1)
+    seen, hits = np.zeros(len(codes), np.int64), np.zeros(len(codes), np.int64)
+    for start in range(0, left.numel() if len(codes) else 0, BLOCK):
+        x, y = (_codes(t[start : start + BLOCK]) for t in (left, right))
+        _bf16_pass.fill_first(x, y, sorted_codes.numpy(), sorted_quotas, seen, hits)
+    return torch.zeros_like(codes).scatter_(0, order, torch.from_numpy(hits))
+
+
+def _codes(weights: Tensor) -> np.ndarray:
+    """The stored codes as uint16 in host memory; no copy where the weights are bfloat16 on the CPU."""
+    return weights.to(torch.bfloat16).cpu().contiguous().view(torch.uint16).numpy()
 
 
 def joint(
@@ -271,8 +280,7 @@ def joint(
     for start in range(0, left.numel(), 1 << 24):
         x, y, m = (t[start : start + (1 << 24)] for t in (left, right, inside))
         if x.device.type == "cpu":
-            x, y = (t.to(torch.bfloat16).contiguous().view(torch.uint16).numpy() for t in (x, y))
-            _bf16_pass.fill_joint(x, y, m.contiguous().view(torch.uint8).numpy(), counts)
+            _bf16_pass.fill_joint(_codes(x), _codes(y), m.contiguous().view(torch.uint8).numpy(), counts)
         else:
             cell = bits.magnitude_code(x) + bits.MAGNITUDE_CODES * (bits.changed(x, y) + 2 * m)
             counts += torch.bincount(cell, minlength=counts.size).cpu().numpy()
