@@ -165,22 +165,28 @@ def parse_header(data: bytes, file_size: int, asked: str, where: str, file: str)
     return {tensor.name: tensor for tensor in sorted(tensors, key=lambda tensor: tensor.name)}
 
 
-def read_header(path: Path, asked: str) -> dict[str, TensorInfo]:
+def read_header(path: Path, asked: str, where: str, file: str = "") -> dict[str, TensorInfo]:
     """The tensors of a file on disk; nothing but its header is read.
+
+    Args:
+        path: the file itself.
+        asked: what the user wanted, for the message of an error.
+        where: the file as the message should call it.
+        file: what goes into every record; the path itself if empty.
 
     Raises:
         InputError: the file cannot be read, or its header breaks a rule of the format.
     """
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = header_length(file.read(8), size, asked, path.name)
-            data = file.read(length)
+        with path.open("rb") as opened:
+            size = os.fstat(opened.fileno()).st_size
+            length = header_length(opened.read(8), size, asked, where)
+            data = opened.read(length)
     except OSError as problem:
         raise InputError(
-            asked, f"{path.name} cannot be read ({problem.strerror or problem})", "check the path and its permissions"
+            asked, f"{where} cannot be read ({problem.strerror or problem})", "check the path and its permissions"
         ) from problem
-    return parse_header(data, size, asked, path.name, str(path))
+    return parse_header(data, size, asked, where, file or str(path))
 
 
 def _tensor(name: str, entry: Any, begin: int, file_size: int, asked: str, where: str, file: str) -> TensorInfo:

@@ -30,6 +30,10 @@ class Source(Protocol):
         """Every stored tensor that a read touches."""
         ...
 
+    def recipe(self) -> list[object]:
+        """What is read and how it is put together, in words that JSON knows."""
+        ...
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -77,6 +81,10 @@ class Stored:
     def storage(self) -> tuple[TensorInfo, ...]:
         """The one tensor itself."""
         return (self.info,)
+
+    def recipe(self) -> list[object]:
+        """Name, shape, dtype and offset: the same for the same header, wherever the file lies."""
+        return [self.info.name, self.info.shape, self.info.dtype, self.info.start]
 
 
 def columns_of(shape: Sequence[int]) -> int:

@@ -79,7 +79,7 @@ def is_tied(config: Mapping[str, Any]) -> bool | None:
     if isinstance(declared, bool):
         return declared
     family = family_of(config)
-    return None if family is UNKNOWN else family.tied
+    return family.tied if family.known else None
 
 
 def canonical(name: str, family: Family = UNKNOWN) -> str:

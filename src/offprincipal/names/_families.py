@@ -39,6 +39,7 @@ class Family:
         embed: the token embedding, a module of ``outside``.
         head: the output head, at the top level.
         tied: whether the head is the embedding when config.json does not say.
+        known: false only for the table of common names.
     """
 
     inside: Mapping[str, Role]
@@ -50,6 +51,7 @@ class Family:
     embed: str = "embed_tokens"
     head: str = "lm_head"
     tied: bool = False
+    known: bool = True
 
 
 def _whole(**kinds: str) -> dict[str, Role]:
@@ -178,7 +180,7 @@ FAMILIES: Mapping[str, Family] = {
     "gpt_neox": GPT_NEOX,
     "gpt2": GPT2,
 }
-UNKNOWN = Family({**ATTENTION, **LATENT_ATTENTION, **MLP, **NORMS, **EXPERTS, **MIXTRAL_EXPERTS})
+UNKNOWN = Family({**ATTENTION, **LATENT_ATTENTION, **MLP, **NORMS, **EXPERTS, **MIXTRAL_EXPERTS}, known=False)
 """For a model_type that is not listed, or none: the names that mean one thing wherever they stand, nothing fused."""
 
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")

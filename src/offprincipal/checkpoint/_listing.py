@@ -1,58 +1,96 @@
-"""What a folder holds: which files carry the weights, checked against the index and kept inside the folder."""
+"""Which of a checkpoint's files carry the weights, and whether index and shards agree. Disk and Hub alike."""
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, Protocol
 
-from offprincipal.checkpoint._header import TensorInfo, parse_json, read_header
+from offprincipal.checkpoint._header import TensorInfo, parse_json
 from offprincipal.errors import InputError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER = "adapter_model.safetensors"
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".distcp")
+_INDEX_ADVICE = "index and shards are of different checkpoints: fetch or save them again"
 
 
-def read_folder(folder: Path, asked: str) -> dict[str, TensorInfo]:
-    """The tensors of a folder that holds a whole model.
+class Listing(Protocol):
+    """A folder or a repository: names of files, small files whole, weight files by their headers."""
+
+    def names(self) -> Sequence[str]:
+        """The files at the top, sorted."""
+        ...
+
+    def has(self, file: str) -> bool:
+        """Whether a file that an index names is there."""
+        ...
+
+    def small(self, file: str) -> bytes:
+        """A small file, whole."""
+        ...
+
+    def headers(self, files: Iterable[str]) -> dict[str, dict[str, TensorInfo]]:
+        """The tensors of each weight file."""
+        ...
+
+
+def read_tensors(listing: Listing, asked: str) -> dict[str, TensorInfo]:
+    """The tensors of a folder or repository that holds a whole model, in the order of their names.
 
     Args:
-        folder: resolved path.
+        listing: where to look.
         asked: what the user wanted, for the message of an error.
 
     Raises:
         InputError: no weights, only pickled weights, an ambiguous set of files, or any damage.
     """
-    files, weight_map = choose_files(folder, asked)
-    shards = {file: read_header(inside(folder, file, asked), asked) for file in files}
-    return join_shards(shards, weight_map, asked)
+    files, weight_map = choose_files(listing, asked)
+    return join_shards(listing.headers(files), weight_map, asked)
 
 
-def choose_files(folder: Path, asked: str) -> tuple[list[str], dict[str, str] | None]:
-    """The weight files of a folder, and the index's tensor-to-file map if there is an index.
+def read_config(listing: Listing, asked: str, file: str = CONFIG) -> dict[str, Any]:
+    """``config.json`` as a dictionary; empty if there is none."""
+    return parse_config(listing.small(file), asked, file) if file in listing.names() else {}
+
+
+def is_adapter(listing: Listing, asked: str) -> bool:
+    """Whether this is an adapter; a folder that is both adapter and whole model is refused as ambiguous."""
+    names = listing.names()
+    if ADAPTER_CONFIG not in names:
+        return False
+    if SINGLE in names or INDEX in names:
+        raise InputError(
+            asked, "it holds a whole model and an adapter", f"name the one file, or remove {ADAPTER_CONFIG}"
+        )
+    return True
+
+
+def choose_files(listing: Listing, asked: str) -> tuple[list[str], dict[str, str] | None]:
+    """The weight files of a listing, and the index's tensor-to-file map if there is an index.
 
     In this order, as transformers does: ``model.safetensors``; the index; then, ours, a single ``.safetensors`` file
     or a complete set named ``x-00001-of-0000N.safetensors``. Anything else is ambiguous and refused.
     """
-    names = list_folder(folder, asked)
+    names = listing.names()
     if SINGLE in names:
         return [SINGLE], None
     if INDEX in names:
-        weight_map = parse_index(read_small(folder, INDEX, asked), asked)
-        missing = sorted({file for file in weight_map.values() if not inside(folder, file, asked).is_file()})
+        weight_map = parse_index(listing.small(INDEX), asked)
+        missing = sorted({file for file in weight_map.values() if not listing.has(file)})
         if missing:
             raise InputError(
                 asked, f"{INDEX} names {missing[0]!r}, which is not there{_more(missing)}", "fetch the missing shards"
             )
         return sorted(set(weight_map.values())), weight_map
-    return choose_unindexed(names, asked), None
+    return _choose_unindexed(names, asked), None
 
 
-def choose_unindexed(names: list[str], asked: str) -> list[str]:
+def _choose_unindexed(names: Sequence[str], asked: str) -> list[str]:
     """The weight files among these names when none is the usual one, only if there is no doubt."""
     found = [name for name in names if name.endswith(".safetensors") and name != ADAPTER]
     if len(found) == 1 and not SHARD.fullmatch(found[0]):
@@ -122,69 +160,6 @@ def join_shards(
     return dict(sorted(joined.items()))
 
 
-_INDEX_ADVICE = "index and shards are of different checkpoints: fetch or save them again"
-
-
-def inside(folder: Path, file: str, asked: str) -> Path:
-    """The path of a file of this folder, symbolic links followed, if it stays where it may.
-
-    A plain folder's files must lie inside the folder. A snapshot of the Hub's cache is made of links into the
-    repository's own ``blobs``, or through them into the ``blobs`` that all repositories of the cache share.
-
-    Raises:
-        InputError: the path leads out.
-    """
-    repository = hub_repository(folder)
-    borders = (repository, repository.parent / "blobs") if repository else (folder,)
-    try:
-        path = (folder / file).resolve()
-        outside = not any(path.is_relative_to(border) for border in borders)
-    except (OSError, ValueError, RuntimeError):  # null bytes, endless names, links in a circle
-        outside, path = True, folder
-    if outside:
-        raise InputError(
-            asked,
-            f"{file[:200]!r} leads out of the folder",
-            "a checkpoint may not point elsewhere: put the file itself into the folder",
-        )
-    return path
-
-
-def hub_repository(folder: Path) -> Path | None:
-    """The cached repository's folder, if this is ``models--org--name/snapshots/<commit>`` of the Hub's cache."""
-    repository = folder.parent.parent
-    if folder.parent.name == "snapshots" and repository.name.startswith("models--"):
-        return repository
-    return None
-
-
-def list_folder(folder: Path, asked: str) -> list[str]:
-    """The names in a folder, sorted."""
-    try:
-        return sorted(entry.name for entry in folder.iterdir())
-    except OSError as problem:
-        raise InputError(
-            asked, f"the folder cannot be read ({problem.strerror or problem})", "check the path and its permissions"
-        ) from problem
-
-
-def read_small(folder: Path, file: str, asked: str) -> bytes:
-    """A small file of the folder, whole."""
-    try:
-        return inside(folder, file, asked).read_bytes()
-    except OSError as problem:
-        raise InputError(
-            asked, f"{file} cannot be read ({problem.strerror or problem})", "check the path and its permissions"
-        ) from problem
-
-
-def read_config(folder: Path, asked: str, file: str = "config.json") -> dict[str, Any]:
-    """``config.json`` as a dictionary; empty if the folder has none."""
-    if file not in list_folder(folder, asked):
-        return {}
-    return parse_config(read_small(folder, file, asked), asked, file)
-
-
 def parse_config(data: bytes, asked: str, file: str = "config.json") -> dict[str, Any]:
     """A JSON object from the bytes of a configuration file."""
     try:
@@ -203,9 +178,9 @@ def _stays_below(file: str) -> bool:
     return printable and file.endswith(".safetensors") and ":" not in file and not {"", ".", ".."} & set(parts)
 
 
-def _no_weights(names: list[str], asked: str) -> InputError:
+def _no_weights(names: Sequence[str], asked: str) -> InputError:
     """Why a folder without safetensors is refused, and what would help."""
-    kinds = Counter(Path(name).suffix for name in names if name.endswith(PICKLES))
+    kinds = Counter(PurePosixPath(name).suffix for name in names if name.endswith(PICKLES))
     if kinds[".distcp"]:
         return InputError(
             asked,
