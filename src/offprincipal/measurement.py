@@ -1,0 +1,68 @@
+"""One tensor in every run that has it: the unit of reading, measuring, storing, resuming and fanning out.
+
+What it is: the bridge from a picklable `Task` to plain data, run wherever the engine puts it. The base is read once
+and each tuned side in turn, so that memory is that of one pair however many runs there are.
+"""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offprincipal.pairs import Pair
+from offprincipal.rows import Measured, Settings, measure
+
+
+@dataclass(frozen=True)
+class Task:
+    """One tensor and, for each run that has it, where base and tuned values lie. Small and picklable."""
+
+    name: str
+    pairs: tuple[tuple[str, Pair], ...]
+    settings: Settings
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes that the task reads."""
+        return sum(pair.nbytes for _, pair in self.pairs)
+
+
+def measure_tensor(task: Task) -> tuple[str, dict[str, Any]]:
+    """Load and measure one tensor in every run.
+
+    Returns:
+        The tensor's name and its part: ``rows``, one dict of columns per run, and ``curves``, lists of
+        ``[run, curve, x, y]``.
+
+    Raises:
+        InputError: a file has gone or changed since the plan was made.
+    """
+    part: dict[str, Any] = {"tensor": task.name, "rows": [], "curves": []}
+    before: Tensor | None = None
+    source = None
+    with ThreadPoolExecutor(2) as hashing:  # hashlib lets other threads run: the hashes come while the sweep counts
+        for label, pair in task.pairs:
+            if before is None or pair.base != source:
+                before, source = pair.base.load(), pair.base
+                base_hash = hashing.submit(content_hash, before)
+            after = pair.tuned.load()
+            tuned_hash = hashing.submit(content_hash, after)
+            measured = measure(pair, before, after, task.settings)
+            hashes = {"base_sha256": base_hash.result(), "tuned_sha256": tuned_hash.result()}
+            _append(part, label, measured, hashes)
+    return task.name, part
+
+
+def content_hash(tensor: Tensor) -> str:
+    """sha256 (hex) of dtype, shape and stored bytes; the same wherever and however the tensor is stored."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _append(part: dict[str, Any], label: str, measured: Measured, hashes: dict[str, str]) -> None:
+    part["rows"].append({"run": label, **measured.columns, **hashes})
+    part["curves"].extend([label, name, x.tolist(), y.tolist()] for name, x, y in measured.curves)

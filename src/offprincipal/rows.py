@@ -1,0 +1,201 @@
+"""One pair of tensors to one row: the explicit tuple of measures and the Arrow schema of what they write.
+
+A measure is one function here, from a `Subject` to columns and curves. To add one: write the pure function in
+``measures/``, wrap it below, list it in `MEASURES` and its columns in `SCHEMA`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from offprincipal.measures import nulls
+from offprincipal.measures.seeds import numpy_generator
+from offprincipal.measures.sweep import ULP_EDGES, Sweep, low_changed, sweep
+from offprincipal.pairs import Pair
+
+FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+"""Mask sizes at which every overlap is reported (DEFINITIONS section 2)."""
+
+ALPHA = 0.5
+"""Default mask size: PNT section 5.1."""
+
+PROFILE_POINTS = 512
+"""Row and column profiles keep at most this many points (*ours*): neighbours are added up, bins as equal as can be."""
+
+Curve = tuple[str, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured and how; part of a comparison's identity.
+
+    Attributes:
+        seed: of every simulated null; each tensor draws from a stream of its own.
+        geometry: factorise, or count only.
+        device: where tensors are measured, "cpu" or "cuda".
+        cache: keep and reuse the base's factors.
+    """
+
+    seed: int = 0
+    geometry: bool = True
+    device: str = "cpu"
+    cache: bool = True
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One pair, loaded, and what several measures share about it."""
+
+    pair: Pair
+    before: Tensor
+    after: Tensor
+    settings: Settings
+
+    @cached_property
+    def counts(self) -> Sweep:
+        """The one pass over both sides."""
+        return sweep(_matrix(self.before), _matrix(self.after))
+
+    @cached_property
+    def rounding(self) -> nulls.RoundingDraws:
+        """Simulated updates that rounding alone would leave, at this pair's number of changes."""
+        generator = numpy_generator(self.settings.seed, self.pair.name, "rounding")
+        return nulls.rounding_draws(self.counts.code_total, self.counts.changed, generator)
+
+
+@dataclass
+class Measured:
+    """Columns of one row and its curves."""
+
+    columns: dict[str, Any] = field(default_factory=dict)
+    curves: list[Curve] = field(default_factory=list)
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    return tensor if tensor.ndim in (1, 2) else tensor.reshape(tensor.shape[0] if tensor.ndim else 1, -1)
+
+
+def place(subject: Subject) -> Measured:
+    """Name, place in the model, shape and dtypes."""
+    pair, matrix = subject.pair, _matrix(subject.before)
+    columns = {
+        "tensor": pair.name,
+        "kind": pair.place.kind,
+        "layer": pair.place.layer,
+        "expert": pair.place.expert,
+        "linear": pair.place.linear,
+        "out_features": matrix.shape[0],
+        "in_features": matrix.shape[1] if matrix.ndim == 2 else 1,
+        "base_dtype": pair.base_dtype,
+        "tuned_dtype": pair.tuned_dtype,
+    }
+    return Measured(columns)
+
+
+def counts(subject: Subject) -> Measured:
+    """Every count of DEFINITIONS 1, norms, the change in ulps, and the profiles of the update mask."""
+    found = subject.counts
+    scalars = {name: value for name, value in vars(found).items() if isinstance(value, int | float)}
+    curves = [("ulps", ULP_EDGES.astype(np.float64), -np.diff(found.ulps.numpy(), append=0).astype(np.float64))]
+    if subject.before.ndim == 2:
+        curves.append(_profile("row_changed", found.row_changed.numpy()))
+        curves.append(_profile("col_changed", found.col_changed.numpy()))
+    return Measured(scalars, curves)
+
+
+def _profile(name: str, counted: np.ndarray) -> Curve:
+    points = min(PROFILE_POINTS, len(counted))
+    if not points:
+        return name, np.zeros(0), np.zeros(0)
+    edges = np.arange(points) * len(counted) // points
+    return name, edges.astype(np.float64), np.add.reduceat(counted, edges).astype(np.float64)
+
+
+def low_magnitude(subject: Subject) -> Measured:
+    """Overlap of the update with the smallest weights at every fraction, beside magnitude and rounding nulls."""
+    found = subject.counts
+    sizes = [round(fraction * found.counted) for fraction in FRACTIONS]
+    observed = low_changed(subject.before, subject.after, found, sizes)
+    masks = [nulls.low_magnitude(found.code_total, size) for size in sizes]
+    matched = [nulls.magnitude(found.code_total, found.code_changed, mask) for mask in masks]
+    drawn = [nulls.rounding(subject.rounding, mask) for mask in masks]
+    at = FRACTIONS.index(ALPHA)
+    columns = {
+        "low_alpha": ALPHA,
+        "low_ones": sizes[at],
+        "low_changed": observed[at],
+        "low_matched": matched[at][0],
+        "low_matched_var": matched[at][1],
+        "low_rounding": drawn[at][0] * found.changed,
+        "low_rounding_var": drawn[at][1] * found.changed**2,
+        "rounding_scale": subject.rounding.scale,
+    }
+    x = np.array(FRACTIONS)
+    curves = [
+        ("low_count", x, np.array(observed, dtype=np.float64)),
+        ("low_matched", x, np.array([expected for expected, _ in matched])),
+        ("low_rounding", x, np.array([share * found.changed for share, _ in drawn])),
+    ]
+    return Measured(columns, curves)
+
+
+MEASURES: tuple[Callable[[Subject], Measured], ...] = (place, counts, low_magnitude)
+"""What is measured on each pair, in this order."""
+
+
+def measure(pair: Pair, before: Tensor, after: Tensor, settings: Settings) -> Measured:
+    """Run every measure on one loaded pair.
+
+    Args:
+        pair: names and places.
+        before: the base, canonical layout, stored dtype.
+        after: the tuned side.
+        settings: seed and device.
+
+    Returns:
+        The columns of `SCHEMA` without ``run`` (columns that do not apply are left out) and the curves.
+    """
+    subject = Subject(pair, before.to(settings.device), after.to(settings.device), settings)
+    total = Measured()
+    for each in MEASURES:
+        part = each(subject)
+        total.columns.update(part.columns)
+        total.curves.extend(part.curves)
+    return total
+
+
+def _fields(kind: pa.DataType, names: str) -> list[pa.Field]:
+    return [pa.field(name, kind) for name in names.split()]
+
+
+def _mask_fields(mask: str) -> list[pa.Field]:
+    counted = _fields(pa.int64(), f"{mask}_ones {mask}_changed")
+    expected = f"{mask}_matched {mask}_matched_var {mask}_rounding {mask}_rounding_var"
+    return counted + _fields(pa.float64(), expected)
+
+
+SCHEMA = pa.schema(
+    [
+        *_fields(pa.string(), "run tensor kind"),
+        *_fields(pa.int32(), "layer expert"),
+        *_fields(pa.bool_(), "linear"),
+        *_fields(pa.int64(), "out_features in_features"),
+        *_fields(pa.string(), "base_dtype tuned_dtype"),
+        *_fields(pa.int64(), "counted changed changed_bitwise changed_native changed_atol"),
+        *_fields(pa.int64(), "nonfinite_base nonfinite_tuned"),
+        *_fields(pa.float64(), "base_sq delta_sq delta_abs_sum delta_abs_max"),
+        *_fields(pa.float64(), "low_alpha"),
+        *_mask_fields("low"),
+        *_fields(pa.float64(), "rounding_scale"),
+        *_fields(pa.string(), "base_sha256 tuned_sha256"),
+    ]
+)
+"""Columns of ``tensors.parquet``: numerators and denominators, never only a ratio."""
+
+CURVES = pa.schema([*_fields(pa.string(), "run tensor curve"), *_fields(pa.float64(), "x y")])
+"""Columns of ``curves.parquet``, long form."""

@@ -1,0 +1,185 @@
+"""The main path: plan, skip what is done, fan out, store, reduce. Read it first.
+
+`compare` pairs the tensors of a base with those of its tuned runs from their headers, measures one tensor at a time in
+every run that has it, keeps each finished tensor as a part file, and reduces the parts to tables. It may be stopped at
+any moment and started again; serial, parallel, resumed and sharded comparisons write the same bytes.
+"""
+
+import shutil
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from offprincipal.checkpoint import Checkpoint, open_checkpoint
+from offprincipal.errors import CheckFailed, UsageError
+from offprincipal.fanout import Engine, here
+from offprincipal.measurement import Task, measure_tensor
+from offprincipal.pairs import Plan, pair
+from offprincipal.results import Comparison, write_results
+from offprincipal.rows import Settings
+from offprincipal.store import Store
+
+Progress = Callable[[int, int, str], None]
+"""Called after each tensor with how many are done, how many there are, and the name of this one."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is compared: the base, the labelled runs, how they pair, and the work that follows from it."""
+
+    base: Checkpoint
+    plans: Mapping[str, Plan]
+    settings: Settings
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What makes this comparison this one: refs, content and settings (not where or how fast it runs)."""
+        choices = {k: v for k, v in asdict(self.settings).items() if k != "cache"}
+        runs = {
+            label: {"ref": plan.tuned.ref, "identity": plan.tuned.identity()} for label, plan in self.plans.items()
+        }
+        return {"base": self.base.ref, "base_identity": self.base.identity(), "runs": runs, "settings": choices}
+
+    @property
+    def tasks(self) -> list[Task]:
+        """One task per tensor that any run has in common with the base, in the order of the model."""
+        names: dict[str, list] = {}
+        for label, plan in self.plans.items():
+            for each in plan.pairs:
+                names.setdefault(each.name, []).append((label, each))
+        return [Task(name, tuple(pairs), self.settings) for name, pairs in names.items()]
+
+
+def compare(
+    base: str | Path,
+    tuned: Sequence[str | Path] | Mapping[str, str | Path],
+    out: str | Path | None = None,
+    *,
+    seed: int = 0,
+    geometry: bool = True,
+    device: str = "cpu",
+    cache: bool = True,
+    strict: bool = False,
+    offline: bool = False,
+    engine: Engine = here,
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> Comparison:
+    """Measure how each tuned checkpoint differs from the base, tensor by tensor. Safe to stop and run again.
+
+    Args:
+        base: a checkpoint ref: folder, ``.safetensors`` file, adapter folder, ``org/name`` or ``org/name@revision``.
+        tuned: refs, or labels with refs, e.g. ``{"sft": "runs/sft", "rl": "org/name@v2"}``.
+        out: folder for tables and parts; a temporary one, gone with the result, when None.
+        seed: of the simulated nulls.
+        geometry: factorise every matrix (spectrum, angles, principal masks), or count only.
+        device: "cpu" or "cuda".
+        cache: keep the base's factors for the next comparison.
+        strict: fail when any tensor is left unpaired.
+        offline: never ask the Hub.
+        engine: where the work is done; see `offprincipal.fanout`.
+        progress: called after each tensor.
+        command: the command line to be recorded.
+
+    Returns:
+        A `Comparison`: ``.summary``, ``.table()``, ``.curves()``, ``.unpaired``, ``.save(directory)``.
+
+    Raises:
+        InputError: a checkpoint cannot be read, nothing pairs, or `out` cannot be used.
+        CheckFailed: `strict`, and tensors were left unpaired.
+        UsageError: no run was given, or two runs have one label.
+
+    >>> import torch, safetensors.torch
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     for name, value in (("a", 1.0), ("b", 1.5)):
+    ...         weights = {"model.layers.0.mlp.up_proj.weight": torch.tensor([[value, 2.0], [3.0, 4.0]]).bfloat16()}
+    ...         safetensors.torch.save_file(weights, f"{folder}/{name}.safetensors")
+    ...     result = compare(f"{folder}/a.safetensors", [f"{folder}/b.safetensors"], geometry=False)
+    >>> result.summary["runs"][0]["label"], result.summary["runs"][0]["sparsity_bf16"]
+    ('b', 0.75)
+    """
+    settings = Settings(seed=seed, geometry=geometry, device=device, cache=cache)
+    survey = plan(base, tuned, settings, offline=offline)
+    if strict:
+        refuse_unpaired(survey)
+    directory = Path(out) if out is not None else Path(mkdtemp(prefix="offprincipal-"))
+    result = Comparison(directory)
+    if out is None:
+        weakref.finalize(result, shutil.rmtree, directory, ignore_errors=True)
+    store = Store(directory, survey.key)
+    with store.locked():
+        measure_missing(survey.tasks, store, engine, progress)
+        write_results(directory, survey.base, survey.plans, settings, survey.tasks, store, command)
+    return result
+
+
+def plan(
+    base: str | Path,
+    tuned: Sequence[str | Path] | Mapping[str, str | Path],
+    settings: Settings | None = None,
+    *,
+    offline: bool = False,
+) -> Survey:
+    """Open every checkpoint by its headers and pair their tensors; no weight is read.
+
+    Raises:
+        InputError: a checkpoint cannot be read, or nothing pairs.
+        UsageError: no run was given, or two runs have one label.
+    """
+    opened = open_checkpoint(base, offline=offline)
+    runs = labelled(tuned)
+    plans = {label: pair(opened, open_checkpoint(ref, offline=offline)) for label, ref in runs.items()}
+    return Survey(opened, plans, settings or Settings())
+
+
+def labelled(tuned: Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, str | Path]:
+    """Label to ref. Without a label, a run is called by the last part of its ref.
+
+    >>> labelled(["runs/sft", "org/name@v2"])
+    {'sft': 'runs/sft', 'name@v2': 'org/name@v2'}
+    """
+    if isinstance(tuned, Mapping):
+        pairs = list(tuned.items())
+    else:
+        pairs = [(Path(str(ref).rstrip("/")).name.removesuffix(".safetensors") or str(ref), ref) for ref in tuned]
+    if not pairs:
+        raise UsageError("compare", "no tuned checkpoint was given", "name at least one beside the base")
+    labels = [label for label, _ in pairs]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise UsageError("compare", f"two runs are called {twice[0]!r}", "label them: name=REF")
+    return dict(pairs)
+
+
+def refuse_unpaired(survey: Survey) -> None:
+    """Fail when anything that training could change is not compared.
+
+    Raises:
+        CheckFailed: naming the run, the first such tensors and their reasons.
+    """
+    for label, each in survey.plans.items():
+        left = [item for item in each.unpaired if not item.harmless]
+        if left:
+            first = "; ".join(f"{item.side} {item.tensor}: {item.reason}" for item in left[:3])
+            raise CheckFailed(
+                f"compare run {label!r} with --strict",
+                f"{len(left)} tensors have no partner ({first}{'; ...' if len(left) > 3 else ''})",
+                "compare without --strict to leave them out; unpaired.json lists them all",
+            )
+
+
+def measure_missing(tasks: Sequence[Task], store: Store, engine: Engine, progress: Progress | None) -> None:
+    """Measure the tasks that the store does not hold yet, largest first, and store each as it finishes."""
+    todo = [task for task in tasks if task.name not in store]
+    done = len(tasks) - len(todo)
+    if progress:
+        progress(done, len(tasks), "")
+    for name, part in engine(measure_tensor, sorted(todo, key=lambda task: (-task.nbytes, task.name))):
+        store.add(name, part)
+        done += 1
+        if progress:
+            progress(done, len(tasks), name)
