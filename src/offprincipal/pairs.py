@@ -250,8 +250,9 @@ def _first_rows(part: Part, rows: int) -> Part:
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    """A sort key that puts layer 2 before layer 10."""
-    return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in re.split(r"(\d+)", name)]
+    """A sort key that puts layer 2 before layer 10: numbers by their length, then by their digits."""
+    pieces = re.split(r"([0-9]+)", name)
+    return [(0, len(piece.lstrip("0")), piece) if piece.isdigit() else (1, 0, piece) for piece in pieces]
 
 
 def _first(candidates: Mapping[str, _Candidate]) -> str:

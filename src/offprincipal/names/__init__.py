@@ -9,12 +9,24 @@ from typing import Any
 from offprincipal.names._families import BUFFERS, FAMILIES, MOVED, OUTER, UNKNOWN, WRAPPERS, Family
 from offprincipal.names._layouts import Cut, Heads, cuts, heads_of
 
-__all__ = ["Cut", "Family", "Piece", "Place", "canonical", "family_of", "flat", "is_buffer", "is_tied", "locate"]
+__all__ = [
+    "FAMILIES",
+    "Cut",
+    "Family",
+    "Piece",
+    "Place",
+    "canonical",
+    "family_of",
+    "flat",
+    "is_buffer",
+    "is_tied",
+    "locate",
+]
 
 _BUFFER = re.compile("|".join(BUFFERS))
 _NOT_LINEAR = frozenset({"embed", "position", "head", "norm", "bias", "other"})
-_NUMBERED = re.compile(r"(\w+)\.(\d+)\.(.+)")
-_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+_NUMBERED = re.compile(r"(\w+)\.([0-9]{1,9})\.(.+)")  # nine digits: an int32
+_EXPERT = re.compile(r"\.experts\.([0-9]{1,9})\.")
 _LEAVES = ("weight", "bias")
 
 

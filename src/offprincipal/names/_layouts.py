@@ -73,7 +73,11 @@ def cuts(layout: str, parts: int, shape: Sequence[int], heads: Heads, name: str)
         rows *= size
     if layout == "plain":
         return [(None, Cut(0, rows))]
+    if 0 in shape:
+        raise _misfit(name, "it is empty")  # any number of heads or experts would fit
     if layout in ("conv", "conv_thirds"):
+        if len(shape) not in (1, 2):
+            raise _misfit(name, f"it has {len(shape)} axes")
         out, transposed = shape[-1], len(shape) == 2  # a bias has no input side
         length = _share(out, parts or 1, name, layout)
         return [(None, Cut(index * length, length, transposed=transposed)) for index in range(parts or 1)]
