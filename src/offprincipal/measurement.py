@@ -5,14 +5,14 @@ and each tuned side in turn, so that memory is that of one pair however many run
 """
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from offprincipal.pairs import Pair
+from offprincipal.pairs import Pair, Part
 from offprincipal.rows import Measured, Settings, measure
 
 
@@ -41,28 +41,28 @@ def measure_tensor(task: Task) -> tuple[str, dict[str, Any]]:
         InputError: a file has gone or changed since the plan was made.
     """
     part: dict[str, Any] = {"tensor": task.name, "rows": [], "curves": []}
-    before: Tensor | None = None
-    source = None
+    loaded: tuple[Part, Tensor, Future[str]] | None = None
     with ThreadPoolExecutor(2) as hashing:  # hashlib lets other threads run: the hashes come while the sweep counts
         for label, pair in task.pairs:
-            if before is None or pair.base != source:
-                before, source = pair.base.load(), pair.base
-                base_hash = hashing.submit(content_hash, before)
+            if loaded is None or loaded[0] != pair.base:
+                before = pair.base.load()
+                loaded = pair.base, before, hashing.submit(content_hash, before)
+            _, before, base_hash = loaded
             after = pair.tuned.load()
             tuned_hash = hashing.submit(content_hash, after)
             measured = measure(pair, before, after, task.settings)
-            hashes = {"base_sha256": base_hash.result(), "tuned_sha256": tuned_hash.result()}
-            _append(part, label, measured, hashes)
+            measured.columns.update(base_sha256=base_hash.result(), tuned_sha256=tuned_hash.result())
+            _append(part, label, measured)
     return task.name, part
 
 
 def content_hash(tensor: Tensor) -> str:
     """sha256 (hex) of dtype, shape and stored bytes; the same wherever and however the tensor is stored."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+    digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _append(part: dict[str, Any], label: str, measured: Measured, hashes: dict[str, str]) -> None:
-    part["rows"].append({"run": label, **measured.columns, **hashes})
+def _append(part: dict[str, Any], label: str, measured: Measured) -> None:
+    part["rows"].append({"run": label, **measured.columns})
     part["curves"].extend([label, name, x.tolist(), y.tolist()] for name, x, y in measured.curves)

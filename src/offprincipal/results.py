@@ -114,10 +114,10 @@ def write_results(
         for item in plan.unpaired
     ]
     write_file(directory / "unpaired.json", json.dumps(unpaired, indent=1).encode())
-    runs = [_run(label, plan, rows.filter(pa.compute.equal(rows["run"], label))) for label, plan in plans.items()]
+    runs = [_run(label, plan, tables.pick(rows, "run", label)) for label, plan in plans.items()]
     summary = {
         "schema_version": SCHEMA_VERSION,
-        "base": _described(base),
+        "base": {**_described(base), "content_sha256": _content(rows, "base_sha256")},
         "runs": runs,
         "unpaired_count": len(unpaired),
         "settings": asdict(settings),
@@ -217,7 +217,7 @@ def _run(label: str, plan: Plan, rows: pa.Table) -> dict[str, Any]:
 
 def _content(rows: pa.Table, column: str) -> str:
     """One hash over the names and contents of all paired tensors of one side, however they are sharded."""
-    lines = sorted(zip(rows["tensor"].to_pylist(), rows[column].to_pylist(), strict=True))
+    lines = sorted(set(zip(rows["tensor"].to_pylist(), rows[column].to_pylist(), strict=True)))
     return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in lines).encode()).hexdigest()
 
 

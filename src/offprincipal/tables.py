@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from offprincipal.measures.nulls import z_score
 from offprincipal.measures.seeds import numpy_generator
@@ -21,7 +20,10 @@ MASKS = ("low", "principal", "principal_high", "safe")
 RANKS = (16, 64, 128, 512)
 """The k at which principal angles are reported (DEFINITIONS section 3)."""
 
-KINDS = "embed position q_a q_b q kv_a kv_b k v o router gate up down norm bias head other".split()
+KINDS = (
+    *("embed", "position", "q_a", "q_b", "q", "kv_a", "kv_b", "k", "v", "o"),
+    *("router", "gate", "up", "down", "norm", "bias", "head", "other"),
+)
 """Kinds in the order in which a model uses them."""
 
 RESAMPLES = 1000
@@ -78,7 +80,8 @@ def overlap(rows: pa.Table, mask: str) -> dict[str, Any]:
     """
     if f"{mask}_ones" not in rows.column_names:
         return {}
-    rows = rows.filter(pc.and_(pc.is_valid(rows[f"{mask}_ones"]), pc.greater(rows["changed"], 0)))
+    measured = zip(rows[f"{mask}_ones"].to_pylist(), rows["changed"].to_pylist(), strict=True)
+    rows = rows.filter(pa.array([ones is not None and changed > 0 for ones, changed in measured], pa.bool_()))
     if not rows.num_rows:
         return {}
     column = {key: _floats(rows, f"{mask}_{key}") for key in ("ones", "changed", "matched", "matched_var", "rounding")}
@@ -137,11 +140,20 @@ def grouped(rows: pa.Table, by: str) -> list[dict[str, Any]]:
     values = rows[by].to_pylist()
     order = {name: position for position, name in enumerate(KINDS)}
     seen = sorted(dict.fromkeys(values), key=lambda value: order.get(value, len(order)))  # stable: layers keep theirs
-    return [{by: wanted, **model(rows.filter(pa.array([value == wanted for value in values])))} for wanted in seen]
+    return [{by: wanted, **model(pick(rows, by, wanted))} for wanted in seen]
+
+
+def pick(rows: pa.Table, column: str, wanted: Any) -> pa.Table:
+    """The rows with this value in this column; None picks the nulls.
+
+    >>> pick(pa.table({"layer": [0, None, 1]}), "layer", None).num_rows
+    1
+    """
+    return rows.filter(pa.array([value == wanted for value in rows[column].to_pylist()], pa.bool_()))
 
 
 def _sum(rows: pa.Table, name: str) -> Any:
-    return pc.sum(rows[name], min_count=0).as_py()
+    return sum(rows[name].to_pylist())
 
 
 def _floats(rows: pa.Table, name: str) -> np.ndarray:

@@ -86,7 +86,7 @@ def print_comparison(summary: Mapping[str, Any], rows: pa.Table, console: Consol
     if any(run.get("nss_mean") is not None for run in runs):
         console.print(_geometry_table(runs))
     for run in runs:
-        own = rows.filter(pa.compute.equal(rows["run"], run["label"]))
+        own = tables.pick(rows, "run", run["label"])
         for by in ("kind", "layer"):
             console.print(_group_table(run["label"], by, tables.grouped(own, by)))
     left = [run for run in runs if run["unpaired_count"]]
