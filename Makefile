@@ -1,0 +1,42 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both set up .venv by themselves.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
+# torch goes first and by exact version: any other package that pulls it in fresh may take a CUDA build of gigabytes.
+# A torch of your own that pyproject.toml accepts works just as well: set TORCH to it.
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: setup demo test test-all check bench clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "offprincipal needs python 3.11 or later, found: $(PYTHON)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "python's venv module is missing: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --editable '.[report,lab,ray]' --group dev
+	@touch $@
+
+demo: setup
+	$(BIN)/offprincipal lab run --preset tiny -o demo/lab
+	$(BIN)/offprincipal compare demo/lab/base sft=demo/lab/sft sft-off=demo/lab/sft-off \
+	  rlvr-1=demo/lab/rlvr-1 rlvr-2=demo/lab/rlvr-2 -o demo/compare
+
+test: setup
+	$(BIN)/pytest -q
+
+test-all: setup
+	$(BIN)/pytest -q -m ""
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/compare.py
+
+clean:
+	rm -rf .venv demo out
