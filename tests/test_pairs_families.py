@@ -34,8 +34,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mixtral": {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2},
     "deepseek_v3": {
         **SMALL, "num_key_value_heads": 4, "moe_intermediate_size": 16, "n_routed_experts": 4,
-        "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 8, "kv_lora_rank": 8,
-        "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,
+        "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1,
+        "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,
     },
     "gemma2": {**SMALL, "head_dim": 8},
     "gemma3_text": {**SMALL, "head_dim": 8},
