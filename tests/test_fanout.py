@@ -8,9 +8,11 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from offprincipal.errors import InputError, OffprincipalError, UsageError
-from offprincipal.fanout import engine, here, processes, ray_cluster
+from offprincipal.fanout import engine, here, processes, ray_cluster, shard
 
 HERE = str(Path(__file__).parent)
 
@@ -61,6 +63,29 @@ class TestHere:
     def test_is_lazy(self):
         endless = here(abs, count())
         assert [next(endless) for _ in range(3)] == [0, 1, 2]
+
+
+class TestShard:
+    @given(st.lists(st.floats(0, 1e9), max_size=40), st.integers(1, 9), st.randoms(use_true_random=False))
+    def test_disjoint_complete_balanced_and_independent_of_order(self, costs, shards, random):
+        work = [(f"t{number}", cost) for number, cost in enumerate(costs)]
+        parts = [shard(work, shards, index) for index in range(shards)]
+        assert sorted(name for part in parts for name in part) == sorted(name for name, _ in work)
+        cost = dict(work)
+        loads = [sum(cost[name] for name in part) for part in parts]
+        assert max(loads) - min(loads) <= max([*costs, 0]) * (1 + 1e-9)
+        for part in parts:
+            assert [cost[name] for name in part] == sorted((cost[name] for name in part), reverse=True)
+        random.shuffle(work)
+        assert [shard(work, shards, index) for index in range(shards)] == parts
+
+    @pytest.mark.parametrize(("shards", "index"), [(0, 0), (2, 2), (2, -1)])
+    def test_a_shard_that_does_not_exist(self, shards, index):
+        message = (
+            rf"^cannot split the work: shard {index} of {shards} was asked for; give --num-shards N of at least 1"
+        )
+        with pytest.raises(UsageError, match=message):
+            shard([], shards, index)
 
 
 class TestProcesses:
