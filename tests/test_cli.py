@@ -1,0 +1,130 @@
+"""The command line as a person or a script meets it: output, exit codes, help for every verb, frozen flags."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from offprincipal.cli import cli
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: object, timeout: int = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "offprincipal", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
+def verbs(group: click.Group = cli, prefix: str = "") -> dict[str, click.Command]:
+    found = {}
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            found |= verbs(command, f"{prefix}{name} ")
+        else:
+            found[prefix + name] = command
+    return found
+
+
+def test_compare_prints_the_null_beside_the_number_and_where_the_result_lies(checkpoint, tmp_path):
+    done = run("compare", checkpoint("base"), f"rl={checkpoint('rl', delta=3e-5)}", "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "What changed",
+        "unchanged (bf16)",
+        "chance",
+        "rounding null",
+        "magnitude null",
+        "rl, by kind",
+        "by layer",
+    ):
+        assert words in done.stdout, words
+    assert f"results: {tmp_path / 'out'}" in done.stderr
+    assert "tensors: 21 of 21" in done.stderr
+
+
+def test_json_is_the_summary_and_nothing_else_on_stdout(checkpoint, tmp_path):
+    done = run("compare", checkpoint("base"), checkpoint("rl", delta=3e-5), "-o", tmp_path / "out", "--json", "-j", 2)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["runs"][0]["label"] == "rl"
+    assert summary["command"].startswith("offprincipal compare ")
+    assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
+
+
+def test_inspect_table_and_json(checkpoint):
+    base = checkpoint("base")
+    table, machine = run("inspect", base), run("inspect", base, "--json")
+    assert table.returncode == machine.returncode == 0, table.stderr + machine.stderr
+    assert "llama" in table.stdout
+    description = json.loads(machine.stdout)
+    assert len(description["rows"]) == 21
+    assert description["by_dtype"]["BF16"]["tensors"] == 21
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["compare", "nowhere", "x", "-o", "out"], 3, "offprincipal: cannot open checkpoint 'nowhere'"),
+        (["compare", "nowhere"], 2, "Missing"),
+        (["compare", "nowhere", "x"], 2, "Missing option '-o'"),
+        (["compare", "b", "a=x", "a=y", "-o", "out"], 2, "two runs are called 'a'"),
+        (["inspect", "nowhere"], 3, "cannot open checkpoint"),
+        (["fly"], 2, "No such command 'fly'"),
+    ],
+)
+def test_bad_input_gives_one_line_and_an_exit_code(arguments, code, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_strict_fails_with_one(checkpoint, tmp_path):
+    from tests.tiny import save_checkpoint, tiny_weights
+
+    weights = tiny_weights(delta=1e-5)
+    weights["extra.weight"] = weights.pop("model.layers.1.mlp.up_proj.weight")
+    tuned = save_checkpoint(tmp_path / "renamed", weights)
+    done = run("compare", checkpoint("base"), tuned, "-o", tmp_path / "out", "--strict")
+    assert done.returncode == 1
+    assert "tensors have no partner" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_every_verb_has_help_an_example_and_a_page(verb):
+    command = verbs()[verb]
+    assert command.help
+    assert command.epilog
+    assert command.epilog.startswith(f"Example: offprincipal {verb}")
+    pages = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    assert f"offprincipal {verb}" in pages
+
+
+def test_flags_are_frozen():
+    """A flag is a promise: adding one means adding it here and to the docs; removing one breaks scripts."""
+    flags = {
+        verb: sorted(o for p in command.params for o in p.opts if o.startswith("--"))
+        for verb, command in verbs().items()
+    }
+    assert flags == {
+        "inspect": ["--all", "--json", "--offline"],
+        "compare": ["--device", "--jobs", "--json", "--offline", "--out", "--seed", "--strict"],
+        "lab run": ["--json", "--out", "--preset", "--seed"],
+    }
+
+
+def test_import_is_light():
+    """Cheap to import, and no extra comes along."""
+    program = (
+        "import sys, time, torch; start = time.perf_counter(); import offprincipal; "
+        "spent = time.perf_counter() - start; "
+        "heavy = [m for m in ('transformers', 'trl', 'altair', 'ray', 'numba', 'pyarrow') if m in sys.modules]; "
+        "print(spent < 1, heavy)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True []"
