@@ -1,0 +1,90 @@
+"""Whole commands side by side on one pair of 218 M parameters: ours without and with geometry, and modeldelta.
+
+Each command runs as a fresh process, interleaved, so that a busy machine hurts all of them; medians of wall time and
+peak memory (the largest resident set of the process and its children). modeldelta is not a dependency: install it
+beside the project (`pip install modeldelta==0.4.4`) or its row is left out.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pairs import make
+from rich.console import Console
+from rich.table import Table
+
+OURS = [sys.executable, "-m", "offprincipal", "compare"]
+
+
+def measured(command: list[str], quiet_environment: dict[str, str]) -> tuple[float, float]:
+    """Seconds of wall time and megabytes of peak resident memory of one command."""
+    start = time.perf_counter()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=quiet_environment)
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"failed with status {status}: {' '.join(command)}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def commands(work: Path, out: Path) -> dict[str, list[str]]:
+    base4, run4 = str(make(work / "base4", 4)), str(make(work / "run4", 4, step=3e-5))
+    second = str(make(work / "second4", 4, step=1e-5, seed=1))
+    base16, run16 = str(make(work / "base16", 16)), str(make(work / "run16", 16, step=3e-5))
+    chosen = {
+        "counts only, 4 blocks": [*OURS, base4, run4, "--no-geometry", "-o"],
+        "counts only, 16 blocks": [*OURS, base16, run16, "--no-geometry", "-o"],
+        "all geometry, 4 blocks, no cache": [*OURS, base4, run4, "--no-cache", "-o"],
+        "all geometry, 4 blocks, cached base": [*OURS, base4, second, "-o"],
+        "all geometry, 16 blocks, no cache": [*OURS, base16, run16, "--no-cache", "-o"],
+    }
+    tool = shutil.which("modeldelta", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+    if tool:
+        chosen["modeldelta 0.4.4, 4 blocks"] = [tool, base4, run4, "-q", "-o", str(out / "modeldelta.json")]
+    return chosen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "offprincipal-benchmark")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", default="", help="only the commands whose name contains this, and modeldelta")
+    choice = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = {**os.environ, "HF_HOME": f"{scratch}/hf", "HF_HUB_OFFLINE": "1"}
+        named = {
+            name: command
+            for name, command in commands(choice.work, Path(scratch)).items()
+            if choice.only in name or name.startswith("modeldelta")
+        }
+        results: dict[str, list[tuple[float, float]]] = {name: [] for name in named}
+        for i in range(choice.repeats + 1):  # the first round warms the file cache, compiles, fills the factor cache
+            for name, command in named.items():
+                out = [f"{scratch}/{i}-{len(name)}-{abs(hash(name))}"] if command[-1] == "-o" else []
+                spent = measured([*command, *out], environment)
+                if i:
+                    results[name].append(spent)
+    report(results, choice.repeats)
+
+
+def report(results: dict[str, list[tuple[float, float]]], repeats: int) -> None:
+    table = Table(title=f"whole commands, medians of {repeats} interleaved runs, {os.cpu_count()} cores")
+    for column in ("command", "seconds", "min - max", "peak MB", "modeldelta / this"):
+        table.add_column(column, justify="left" if column == "command" else "right")
+    reference = next((statistics.median(s for s, _ in runs) for n, runs in results.items() if "modeldelta" in n), None)
+    for name, runs in results.items():
+        times, peaks = zip(*runs, strict=True)
+        median = statistics.median(times)
+        ratio = f"{reference / median:.1f}x" if reference else "-"
+        span = f"{min(times):.2f} - {max(times):.2f}"
+        table.add_row(name, f"{median:.2f}", span, f"{statistics.median(peaks):.0f}", ratio)
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
