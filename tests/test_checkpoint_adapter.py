@@ -6,10 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from offprincipal.checkpoint import describe, open_checkpoint
-from offprincipal.errors import InputError
+from offprincipal.checkpoint._adapter import adapt, check_adapter
+from offprincipal.checkpoint._header import TensorInfo
+from offprincipal.checkpoint._source import Stored
+from offprincipal.errors import InputError, OffprincipalError
 from offprincipal.pairs import pair
 
 peft = pytest.importorskip("peft")
@@ -127,6 +132,10 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"rank_pattern": {"(": 4}}, r"the invalid pattern '\('"),
         ({"lora_alpha": None}, "gives no lora_alpha"),
         ({"lora_alpha": float("nan")}, "gives no lora_alpha"),
+        ({"lora_alpha": 10**400}, "gives no lora_alpha"),
+        ({"base_model_name_or_path": "x" * 5000}, "its base is no path"),
+        ({"base_model_name_or_path": "a\0b"}, "its base .* cannot be opened"),
+        ({"base_model_name_or_path": ["x"]}, "does not name its base"),
         ({"fan_in_fan_out": True}, r"the factors \[32, 4\] x \[4, 48\] of .* do not fit its weight \[32, 48\]"),
     ],
 )
@@ -188,3 +197,29 @@ def test_a_folder_that_is_both(tmp_path: Path) -> None:
         InputError, match=r"holds a whole model and an adapter; name the one file, or remove adapter_con"
     ):
         open_checkpoint(tmp_path / "adapter")
+
+
+VALUES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.lists(st.integers(), max_size=2)
+)
+CONFIGS = st.dictionaries(st.sampled_from(["r", "lora_alpha", "use_rslora", "fan_in_fan_out", "rank_pattern"]), VALUES)
+SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
+STEM = "base_model.model.model.layers.0.mlp.up_proj."
+NAMES = st.sampled_from([STEM + end for end in ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "weight")])
+
+
+@given(st.dictionaries(NAMES | st.text(max_size=5), SHAPES, max_size=4), SHAPES, CONFIGS)
+def test_any_adapter_is_read_or_refused(
+    factors: dict[str, tuple[int, ...]], shape: tuple[int, ...], config: dict
+) -> None:
+    def info(name: str, shape: tuple[int, ...]) -> TensorInfo:
+        return TensorInfo(name, shape, "F32", "/nowhere", 0, 0)
+
+    name = "model.layers.0.mlp.up_proj.weight"
+    base = {name: Stored(info(name, shape))}
+    try:
+        check_adapter({"peft_type": "LORA", **config}, "open")
+        found = adapt(base, {}, {name: info(name, shape) for name, shape in factors.items()}, config, "open")
+    except OffprincipalError:
+        return
+    assert found.keys() == base.keys()

@@ -1,14 +1,17 @@
 """Indexes, borders of the folder, and quantised weights."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from offprincipal.checkpoint import open_checkpoint
-from offprincipal.errors import InputError
+from offprincipal.errors import InputError, OffprincipalError
 
 INDEX = "model.safetensors.index.json"
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -170,3 +173,21 @@ def test_a_quantiser_in_the_config_is_refused(tmp_path: Path, method: str) -> No
 def test_integer_buffers_are_no_sign_of_a_quantiser(tmp_path: Path) -> None:
     save_file({"l.weight": torch.zeros(2), "position_ids": torch.arange(3)}, tmp_path / "model.safetensors")
     assert not open_checkpoint(tmp_path).tensors["position_ids"].is_float
+
+
+FILES = st.sampled_from([ONE, TWO, "../x.safetensors", "sub/x.safetensors", "x.bin"]) | st.text(max_size=12)
+MAPS = st.dictionaries(
+    st.sampled_from("abc") | st.text(max_size=3), FILES | FILES.map(lambda name: name + ".safetensors")
+)
+
+
+@settings(max_examples=200)
+@given(MAPS | st.lists(st.integers(), max_size=2) | st.text(max_size=3))
+def test_any_index_is_read_or_refused(weight_map: object) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = open_checkpoint(sharded(Path(folder), weight_map))
+        except OffprincipalError:
+            return
+        assert isinstance(weight_map, dict)
+        assert found.tensors.keys() == weight_map.keys()

@@ -99,6 +99,7 @@ def test_every_tensor_is_paired_with_its_kind(tmp_path: Path, model_type: str) -
         assert torch.equal((before.float() * 1.5).bfloat16(), after)
         assert made.place.linear == (len(made.shape) == 2 and made.place.layer is not None)
         if made.heads:
+            assert made.head_axis is not None
             assert made.shape[made.head_axis] % made.heads == 0
     with_heads = {made.place.kind for made in plan.pairs if made.heads}
     assert with_heads == ({"q_b", "kv_b", "o"} if model_type == "deepseek_v3" else {"q", "k", "v", "o"})

@@ -35,6 +35,7 @@ _REFUSED = (
     "use_bdlora",
     "use_qalora",
 )
+_LARGEST_ALPHA = 1e9  # beyond any use; a NaN is not below it either
 _MERGE = "merge it with PEFT (merge_and_unload, save_pretrained) and give the merged folder"
 _FACTOR = re.compile(r"(.+)\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(?:\.weight)?")
 
@@ -199,7 +200,7 @@ def _scaling(module: str, rank: int, config: Mapping[str, Any], asked: str) -> f
             f"{module!r} has rank {rank} and adapter_config.json says {str(declared)[:40]}",
             "fetch or save the adapter again",
         )
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < _LARGEST_ALPHA:
         raise InputError(asked, f"adapter_config.json gives no lora_alpha for {module!r}", "mend adapter_config.json")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Checkpoint:
     config: Mapping[str, Any] = field(default_factory=dict)
     base_ref: str | None = None
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """What the headers say, in the order of the names."""
         return {name: source.info for name, source in self.sources.items()}
@@ -61,11 +62,13 @@ class Checkpoint:
         Raises:
             InputError: a file has gone since the checkpoint was opened.
         """
-        digest = hashlib.sha256(json.dumps([self.commit, self.config], sort_keys=True).encode())
+        on_hub = self.base_ref if self.base_ref and "@" in self.base_ref else None  # of a local path, only the files
+        digest = hashlib.sha256(json.dumps([self.commit, on_hub, self.config], sort_keys=True).encode())
         touched = [info for source in self.sources.values() for info in source.storage()]
         for source in self.sources.values():
             digest.update(json.dumps(source.recipe()).encode())
-        for file in sorted({info.file for info in touched if not (self.commit or info.file.startswith(HUB_SCHEME))}):
+        settled = self.commit is not None and self.kind != "adapter"  # a commit never changes
+        for file in sorted({info.file for info in touched if not (settled or info.file.startswith(HUB_SCHEME))}):
             try:
                 status = os.stat(file)
             except OSError as problem:

@@ -80,6 +80,9 @@ class Repository:
 def find(repo: str, revision: str | None, asked: str) -> Repository:
     """Ask the Hub which commit a revision is and which files it has.
 
+    One configuration file is fetched by the revision's own name, so that the cache learns which commit the name means
+    and the same reference works offline later.
+
     Raises:
         InputError: unknown repository or revision, no access, or no answer.
     """
@@ -89,6 +92,9 @@ def find(repo: str, revision: str | None, asked: str) -> Repository:
     if not found.sha:
         raise InputError(asked, "the Hub gave no commit", "try again later")
     files = sorted(sibling.rfilename for sibling in found.siblings or ())
+    small = next((file for file in (INDEX, ADAPTER_CONFIG, CONFIG) if file in files), None)
+    if small:
+        _fetch(repo, revision, small, asked)
     return Repository(repo, found.sha, tuple(files), asked)
 
 
@@ -154,6 +160,10 @@ def translated(call: Callable[[], T], repo: str, revision: str | None, asked: st
         raise _refused(asked, repo, problem) from problem
     except _TRANSPORT as problem:
         raise _unreachable(asked, problem) from problem
+    except (ValueError, KeyError, TypeError) as problem:  # a page that is not the Hub's, a proxy's for example
+        raise InputError(
+            asked, f"the answer of {constants.ENDPOINT} is not the Hub's", "check HF_ENDPOINT and your proxy"
+        ) from problem
 
 
 def _refused(asked: str, repo: str, problem: Any) -> InputError:
@@ -176,9 +186,9 @@ def _unreachable(asked: str, problem: BaseException) -> InputError:
     )
 
 
-def _fetch(repo: str, commit: str, file: str, asked: str) -> str:
-    """A file of a commit through the Hub's cache; huggingface_hub itself resumes a broken download."""
-    return translated(lambda: huggingface_hub.hf_hub_download(repo, file, revision=commit), repo, commit, asked)
+def _fetch(repo: str, revision: str | None, file: str, asked: str) -> str:
+    """A file of a revision through the Hub's cache; huggingface_hub itself resumes a broken download."""
+    return translated(lambda: huggingface_hub.hf_hub_download(repo, file, revision=revision), repo, revision, asked)
 
 
 def _range(url: str, first: int, last: int, file: str, asked: str) -> tuple[bytes, int]:

@@ -125,11 +125,14 @@ def _open_base(
     if not named or not isinstance(named, str | Path):
         raise InputError(asked, "the adapter does not name its base", "give the base beside it")
     target = Path(named)
-    if isinstance(listing, Folder) and not target.exists() and (listing.path / target).is_dir():
-        target = listing.path / target
-        named = str(target)
+    try:
+        if isinstance(listing, Folder) and not target.exists() and (listing.path / target).is_dir():
+            target = listing.path / target
+            named = str(target)
+        is_local = target.exists()
+    except OSError as problem:  # a name longer than any path, or a folder that may not be searched
+        raise InputError(asked, f"its base is no path ({problem.strerror})", "give the base beside it") from problem
     revision = config.get("revision")
-    is_local = target.exists()
     if base is None and not is_local and isinstance(revision, str) and revision and "@" not in str(named):
         named = f"{named}@{revision}"
     if is_local and target.is_dir() and (target / ADAPTER_CONFIG).is_file():

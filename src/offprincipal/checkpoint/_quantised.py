@@ -6,8 +6,8 @@ from typing import Any
 from offprincipal.checkpoint._header import TensorInfo
 from offprincipal.errors import InputError
 
-PACKED = (".qweight", ".qzeros", ".weight_packed", ".SCB", ".absmax", ".quant_map", "_blocks", ".weight_format")
-SCALES = (".weight_scale_inv", ".weight_scale", "_scale_inv", ".input_scale", ".g_idx", "_scales")
+PACKED = (".qweight", ".qzeros", ".weight_packed", ".SCB", ".absmax", ".quant_map", "_proj_blocks", ".weight_format")
+SCALES = (".weight_scale_inv", ".weight_scale", "_scale_inv", ".input_scale", ".g_idx", "_proj_scales")
 
 
 def refuse_quantised(tensors: Iterable[TensorInfo], config: Mapping[str, Any], asked: str) -> None:
