@@ -1,0 +1,151 @@
+"""The page: story, charts and table put into one self-contained file that works offline."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from offprincipal.errors import UsageError
+from offprincipal.report.reading import Comparison, read
+
+EXTRAS = ("altair", "vl_convert", "jinja2")
+FIGURE_FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
+
+
+def draw(directory: Path, *, figures: Path | None = None) -> Path:
+    """Draw ``directory/report.html`` from the tables of a comparison, and return its path.
+
+    The file holds its charts' code and data, makes no network request, and recolours itself for dark screens and for
+    paper. With ``figures`` every chart is also written there as SVG and PDF, from the same specification.
+
+    Raises:
+        UsageError: the extra ``report`` is not installed.
+        InputError: the folder is no comparison, is unfinished, or has tables of another schema version.
+    """
+    for module in EXTRAS:
+        try:
+            importlib.import_module(module)
+        except ImportError as missing:
+            raise UsageError("draw a report", f"the package {module!r} is not installed",
+                             "run `pip install offprincipal[report]`") from missing  # fmt: skip
+    from offprincipal.report.parts import parts
+
+    comparison = read(Path(directory))
+    drawn = parts(comparison)
+    out = comparison.directory / "report.html"
+    written = out.with_suffix(".html.tmp")
+    written.write_text(render(comparison, drawn), encoding="utf-8")
+    written.replace(out)
+    if figures is not None:
+        write_figures(drawn["charts"], Path(figures))
+    return out
+
+
+def render(comparison: Comparison, drawn: Mapping[str, Any]) -> str:
+    """The whole page as text. Every word that comes from a checkpoint is escaped, and no script but ours may run."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("offprincipal.report", "."), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    scripts = [Script.of(_bundle()), Script.of(_file("page.js") + _file("table.js"))]
+    return environment.get_template("page.html.j2").render(
+        **drawn["words"],
+        style=_markup(_file("page.css")),
+        variables=drawn["palette"],
+        scripts=[{"text": _markup(s.text), "hash": s.hash} for s in scripts],
+        data=_markup(embedded(_for_page(drawn))),
+    )
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script of the page with the hash by which the page's policy allows it and nothing else."""
+
+    text: str
+    hash: str
+
+    @classmethod
+    def of(cls, text: str) -> Script:
+        """Close no tag from within, and hash what the browser will see."""
+        safe = text.replace("\r\n", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
+        return cls(safe, base64.b64encode(hashlib.sha256(safe.encode()).digest()).decode())
+
+
+def embedded(data: Any) -> str:
+    r"""JSON that may stand inside a script element: nothing in it can end the element.
+
+    >>> embedded({"name": "</script><script>"})
+    '{"name":"\\u003c/script\\u003e\\u003cscript\\u003e"}'
+    """
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _for_page(drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """The data block: rows that several charts share are stored once."""
+    shared: dict[str, Any] = {}
+    charts = {}
+    for name, spec in drawn["charts"].items():
+        spec, hints = dict(spec), spec["usermeta"]
+        if "shared" in hints:
+            shared[hints["shared"]] = spec["datasets"]["rows"]
+        if "shared" in hints or "closeup" in hints:  # the page fills these in itself
+            spec.pop("datasets")
+        spec.pop("config")
+        spec.pop("$schema", None)
+        charts[name] = spec
+    found = drawn["closeups"]
+    return {
+        "charts": charts, "shared": shared, "config": drawn["config"], "labels": drawn["labels"],
+        "table": drawn["table"],
+        "closeups": {"axes": found.axes, "tensors": found.tensors, "default": found.default},
+    }  # fmt: skip
+
+
+def write_figures(charts: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
+    """Write every chart as NAME.svg and NAME.pdf, in the light colours, for a paper."""
+    import altair
+    import vl_convert
+
+    from offprincipal.report.palette import config, resolved
+
+    folder.mkdir(parents=True, exist_ok=True)
+    version = ".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+    written = []
+    for name, spec in charts.items():
+        plain = resolved(dict(spec) | {"config": config(FIGURE_FONT)}) | {"background": "white"}
+        if plain.get("width") == "container":
+            plain["width"] = 420
+        svg, pdf = folder / f"{name}.svg", folder / f"{name}.pdf"
+        svg.write_text(vl_convert.vegalite_to_svg(plain, vl_version=version), encoding="utf-8")
+        pdf.write_bytes(vl_convert.vegalite_to_pdf(plain, vl_version=version))
+        written += [svg, pdf]
+    return written
+
+
+def _bundle() -> str:
+    import altair
+    import vl_convert
+
+    return vl_convert.javascript_bundle(vl_version=".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2]))
+
+
+def _file(name: str) -> str:
+    return resources.files("offprincipal.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _markup(text: str) -> Any:
+    import markupsafe
+
+    return markupsafe.Markup(text)  # our own files and escaped JSON only, never a word from a checkpoint
