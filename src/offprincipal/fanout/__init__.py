@@ -14,9 +14,9 @@ from offprincipal.errors import UsageError
 from offprincipal.fanout._attempt import name_of
 from offprincipal.fanout._processes import over_processes
 from offprincipal.fanout._ray import over_ray, submitter_of
-from offprincipal.fanout._shard import shard
+from offprincipal.fanout._shard import deal, shard
 
-__all__ = ["ENGINES", "Engine", "engine", "here", "name_of", "processes", "ray_cluster", "shard"]
+__all__ = ["ENGINES", "Engine", "deal", "engine", "here", "name_of", "processes", "ray_cluster", "shard"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -34,11 +34,19 @@ def shard(items: Iterable[tuple[Item, float]], shards: int, index: int) -> list[
         raise UsageError(
             "split the work", found, "give --num-shards N of at least 1 and --shard-index from 0 to N - 1"
         )
+    return deal(items, shards)[index]
+
+
+def deal(items: Iterable[tuple[Item, float]], shards: int) -> list[list[Item]]:
+    """Every part of `shard`, in order of their indices.
+
+    >>> deal([("a", 5.0), ("b", 4.0), ("c", 3.0), ("d", 2.0)], 2)
+    [['a', 'd'], ['b', 'c']]
+    """
+    parts: list[list[Item]] = [[] for _ in range(shards)]
     loads = [(0.0, number) for number in range(shards)]
-    mine = []
     for item, cost in sorted(items, key=lambda pair: (-pair[1], name_of(pair[0]))):
         load, number = heapq.heappop(loads)
         heapq.heappush(loads, (load + cost, number))
-        if number == index:
-            mine.append(item)
-    return mine
+        parts[number].append(item)
+    return parts
