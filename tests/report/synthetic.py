@@ -269,8 +269,8 @@ def run_summary(rows: list[dict], picture: dict | None) -> dict:
     counted, changed = sum(r["counted"] for r in rows), sum(r["changed"] for r in rows)
     nss = [(r["spectrum_shift_sq"] / r["spectrum_base_sq"]) ** 0.5 for r in shaped]
     residual = [(r["spectrum_shift_sq"] / r["delta_sq"]) ** 0.5 for r in shaped]
-    excess = [(r["principal_changed"] - r["principal_matched"]) / r["changed"] for r in shaped]
-    spread = [r["principal_matched_var"] / r["changed"] ** 2 for r in shaped]
+    excess = [r["principal_changed"] - r["principal_matched"] for r in shaped]
+    spread = [r["principal_matched_var"] for r in shaped]
     return {
         "label": rows[0]["run"], "ref": f"example/{rows[0]['run']}", "commit": "4f2a" * 10,
         "changed": changed, "counted": counted, "sparsity_bf16": 1 - changed / counted,

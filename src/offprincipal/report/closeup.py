@@ -11,6 +11,7 @@ import numpy as np
 
 from offprincipal.report import cells
 from offprincipal.report.charts import Spec, finished, named, run_scale
+from offprincipal.report.numbers import mean
 from offprincipal.report.palette import DIVERGING
 from offprincipal.report.reading import Comparison, Curve, Rows
 from offprincipal.report.scales import classes, stepped
@@ -245,12 +246,15 @@ def _stripes(labels: Sequence[str], title: str) -> alt.TopLevelMixin:
                  alt.Tooltip("relative:Q", format="+.1%", title="against its mean")],
     )  # fmt: skip
     number = {"relative": relative}, {"class": classes("relative", RELATIVE)}
-    mean = {"joinaggregate": [alt.JoinAggregateFieldDef(op="mean", field="y", **{"as": "mean"})], "groupby": ["run"]}
-    own = base.transform_joinaggregate(**mean).transform_calculate(**number[0]).transform_calculate(**number[1])
+    average = {
+        "joinaggregate": [alt.JoinAggregateFieldDef(op="mean", field="y", **{"as": "mean"})],
+        "groupby": ["run"],
+    }
+    own = base.transform_joinaggregate(**average).transform_calculate(**number[0]).transform_calculate(**number[1])
     layers = [own.mark_rect()]
     if len(labels) > 1:
         both = base.transform_aggregate(y="mean(y)", groupby=["x"]).transform_calculate(run="'consensus'")
-        both = both.transform_joinaggregate(**mean)
+        both = both.transform_joinaggregate(**average)
         layers.append(both.transform_calculate(**number[0]).transform_calculate(**number[1]).mark_rect())
     return alt.layer(*layers, data=named()).properties(width="container", height=20 * len(bands))
 
@@ -265,20 +269,12 @@ def stripes(labels: Sequence[str], found: Closeups) -> list[tuple[str, str, floa
         runs = sorted(tensor["runs"], key=int)
         for i, one in enumerate(runs):
             for other in runs[i + 1 :]:
-                pair = tuple(
-                    _alike(tensor["runs"][one], tensor["runs"][other], name) for name in ("row_changed", "col_changed")
-                )
+                left, right = tensor["runs"][one], tensor["runs"][other]
+                pair = _alike(left, right, "row_changed"), _alike(left, right, "col_changed")
                 totals.setdefault((f"{labels[int(one)]} · {labels[int(other)]}", tensor["kind"]), []).append(pair)
     kinds = cells.kind_order({kind for _, kind in totals})
     ordered = sorted(totals, key=lambda key: (key[0], kinds.index(key[1])))
-    return [(*key, *(float(v) for v in _means(totals[key]))) for key in ordered]
-
-
-def _means(values: list[tuple[float, float]]) -> np.ndarray:
-    array = np.array(values, float)
-    return np.array(
-        [column[np.isfinite(column)].mean() if np.isfinite(column).any() else np.nan for column in array.T]
-    )
+    return [(*key, mean([r for r, _ in totals[key]]), mean([c for _, c in totals[key]])) for key in ordered]
 
 
 def _alike(one: dict[str, Any], other: dict[str, Any], name: str) -> float:

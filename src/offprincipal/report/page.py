@@ -138,7 +138,7 @@ def _bundle() -> str:
     import altair
     import vl_convert
 
-    return vl_convert.javascript_bundle(vl_version=".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2]))
+    return vl_convert.javascript_bundle(vl_version=".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2]))  # pyright: ignore[reportCallIssue]
 
 
 def _file(name: str) -> str:

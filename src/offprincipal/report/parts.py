@@ -75,7 +75,8 @@ def _overlap_table(told: tuple[story.RunStory, ...]) -> list[dict[str, Any]]:
             own = o.mask == "low"
             lines.append({
                 "run": run.label, "mask": numbers.MASKS[o.mask], "matrices": o.matrices,
-                "observed": percent(o.observed, 2), "chance": percent(o.chance, 2), "magnitude": "= observed" if own else percent(o.magnitude, 2),
+                "observed": percent(o.observed, 2), "chance": percent(o.chance, 2),
+                "magnitude": "= observed" if own else percent(o.magnitude, 2),
                 "excess": NONE if own else points(o.excess),
                 "interval": NONE if own or math.isnan(o.low) else f"{points(o.low)} to {points(o.high)}",
                 "z": NONE if own else plain(o.z),

@@ -76,7 +76,7 @@ class Comparison:
 
     def linear(self, label: str) -> pa.Table:
         """The linear matrices of one run as an Arrow table, for the reductions of `offprincipal.tables`."""
-        return self.table.filter(pc.and_(pc.equal(self.table["run"], label), self.table["linear"]))
+        return self.table.filter((pc.field("run") == label) & pc.field("linear"))
 
     def curves(self, names: Sequence[str], tensors: Sequence[str] | None = None) -> Iterator[Curve]:
         """The curves of these names (and of these tensors), one after the other, each whole and in stored order."""

@@ -44,12 +44,16 @@ def decades(low: float, high: float) -> list[float]:
 def even(low: float, high: float) -> list[float]:
     """At most nine round, evenly spaced thresholds inside low..high."""
     unit = 10.0 ** math.floor(math.log10(max(high - low, abs(high) * 1e-6, 1e-12) / 10))
-    for step in (unit * m for m in (1, 2, 5, 10, 20, 50)):
-        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        if last - first < 9:
-            break
+    step = next(s for m in (1, 2, 5, 10, 20, 50, 100) if _inside(low, high, s := unit * m)[1] <= 9)
+    first, number = _inside(low, high, step)
     digits = max(0, -math.floor(math.log10(step)))
-    return [round(i * step, digits) for i in range(first, last + 1)] or [round(high, 12)]
+    return [round(i * step, digits) for i in range(first, first + number)] or [round(high, 12)]
+
+
+def _inside(low: float, high: float, step: float) -> tuple[int, int]:
+    """The first multiple of a step inside low..high, in steps, and how many there are."""
+    first = math.ceil(low / step - 1e-9)
+    return first, max(0, math.floor(high / step + 1e-9) - first + 1)
 
 
 def classes(field: str, thresholds: Sequence[float]) -> str:
