@@ -19,11 +19,6 @@ def double(item):
     return item, 2 * item
 
 
-def slowly_double(item):
-    time.sleep(0.25)
-    return item, 2 * item
-
-
 def fail_on_three(item):
     if item == 3:
         raise InputError("read tensor 'w'", "it is torn", "fetch it again")
@@ -61,11 +56,9 @@ def sleep_with_pid(folder):
     time.sleep(60)
 
 
-def norm(seed):
-    import torch
-
+def slowed(function, item):
     time.sleep(0.3)
-    return seed, torch.randn(64, 64, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).norm().item()
+    return function(item)
 
 
 def lose_its_worker_once(item):

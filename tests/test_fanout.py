@@ -4,13 +4,17 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
+from offprincipal import compare
 from offprincipal.errors import InputError, OffprincipalError, UsageError
 from offprincipal.fanout import engine, here, processes, ray_cluster, shard
 
@@ -169,15 +173,27 @@ class TestProcesses:
         wait_until(lambda: not any(map(alive, family)), 10)
 
 
-@pytest.fixture
-def ray(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", HERE)  # the nodes of the cluster find fanout_work
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return pytest.importorskip("ray")
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of one core each; the second may be killed."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ray's own: resources of processes that it leaves to the system
+        patch.setenv("PYTHONPATH", HERE)  # the nodes find fanout_work
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patch.setenv("RAY_health_check_period_ms", "500")  # a lost node is noticed in seconds, not in half a minute
+        patch.setenv("RAY_health_check_timeout_ms", "1000")
+        patch.setenv("RAY_health_check_failure_threshold", "3")
+        ray = pytest.importorskip("ray")
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        cluster.connect()
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning:ray", "ignore::DeprecationWarning:ray")
 class TestRay:
     def test_missing_ray_says_what_to_install(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "ray", None)
@@ -186,36 +202,43 @@ class TestRay:
             ray_cluster(abs, [1])
 
     @pytest.mark.slow
-    @pytest.mark.filterwarnings("ignore::ResourceWarning:ray", "ignore::pytest.PytestUnraisableExceptionWarning")
-    def test_two_nodes_one_killed_in_the_middle(self, ray, work, tmp_path):
-        from ray.cluster_utils import Cluster
+    def test_a_comparison_that_loses_a_node_writes_the_bytes_of_a_serial_one(self, cluster, work, tmp_path):
+        generator = torch.Generator().manual_seed(0)
+        base = {f"model.layers.{i}.mlp.up_proj.weight": torch.randn(64, 96, generator=generator) for i in range(24)}
+        tuned = {name: weight + 1e-2 * torch.randn(64, 96, generator=generator) for name, weight in base.items()}
+        for side, weights in (("base", base), ("tuned", tuned)):
+            save_file({name: w.bfloat16() for name, w in weights.items()}, tmp_path / f"{side}.safetensors")
+        refs = tmp_path / "base.safetensors", [tmp_path / "tuned.safetensors"]
+        compare(*refs, tmp_path / "serial", cache=False)
+        second, finished = cluster.add_node(num_cpus=1), []
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        second = cluster.add_node(num_cpus=1)
-        try:
-            cluster.connect()
-            results = ray_cluster(work.norm, range(40))
-            found = [next(results) for _ in range(8)]
-            cluster.remove_node(second, allow_graceful=False)
-            found += results
-            assert sorted(found) == sorted(here(work.norm, range(40)))  # every item once, the same bits
+        def losing_a_node(function, items):
+            for result in ray_cluster(partial(work.slowed, function), items):  # slow enough to be lost halfway
+                finished.append(result[0])
+                if len(finished) == 6:
+                    cluster.remove_node(second, allow_graceful=False)
+                yield result
 
-            assert list(ray_cluster(work.lose_its_worker_once, [str(tmp_path / "once")])) == ["once"]
-            with pytest.raises(InputError, match=r"^cannot read tensor 'w': it is torn; fetch it again$"):
-                list(ray_cluster(work.fail_on_three, range(6)))
-            with pytest.raises(ZeroDivisionError, match="division by zero"):
-                list(ray_cluster(work.divide, [0]))
-            message = (
-                r"^cannot work on 3: Ray lost it for good \(WorkerCrashedError: .*\); look at the cluster's memory"
-            )
-            with pytest.raises(OffprincipalError, match=message):
-                list(ray_cluster(work.die_on_three, [3], max_retries=1))
-            message = (
-                "^cannot fan out over a Ray cluster with 1 CPUs and 1 GPUs per task: the cluster has 1 CPUs and 0 GPUs"
-            )
-            with pytest.raises(UsageError, match=message):
-                list(ray_cluster(work.double, [1], gpus_per_task=1))
-            assert list(ray_cluster(work.thread_settings, [0])) == [(1, "1")]
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
+        compare(*refs, tmp_path / "ray", cache=False, engine=losing_a_node)
+        assert sorted(finished) == sorted(base)
+        assert [node["Alive"] for node in sys.modules["ray"].nodes()].count(False) == 1
+        for table in ("tensors.parquet", "curves.parquet"):
+            assert (tmp_path / "ray" / table).read_bytes() == (tmp_path / "serial" / table).read_bytes()
+
+    @pytest.mark.slow
+    def test_errors_retries_and_threads(self, cluster, work, tmp_path):
+        assert sorted(ray_cluster(work.double, range(9))) == list(here(work.double, range(9)))
+        assert list(ray_cluster(work.lose_its_worker_once, [str(tmp_path / "once")])) == ["once"]
+        with pytest.raises(InputError, match=r"^cannot read tensor 'w': it is torn; fetch it again$"):
+            list(ray_cluster(work.fail_on_three, range(6)))
+        with pytest.raises(ZeroDivisionError, match="division by zero"):
+            list(ray_cluster(work.divide, [0]))
+        message = r"^cannot work on 3: Ray lost it for good \(WorkerCrashedError: .*\); look at the cluster's memory"
+        with pytest.raises(OffprincipalError, match=message):
+            list(ray_cluster(work.die_on_three, [3], max_retries=1))
+        message = (
+            "^cannot fan out over a Ray cluster with 1 CPUs and 1 GPUs per task: the cluster has . CPUs and 0 GPUs"
+        )
+        with pytest.raises(UsageError, match=message):
+            list(ray_cluster(work.double, [1], gpus_per_task=1))
+        assert list(ray_cluster(work.thread_settings, [0])) == [(1, "1")]
