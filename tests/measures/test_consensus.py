@@ -192,7 +192,7 @@ def test_curves_are_bounded_and_average_to_the_density():
     assert sum(curves["consensus_times"][1]) == 4 * 1030
 
 
-@pytest.mark.parametrize("shape", [(5,), (1, 7), (7, 1)])
+@pytest.mark.parametrize("shape", [(5,), (1, 7), (7, 1), (), (0,), (0, 4), (4, 0)])
 def test_thin_tensors_are_counted_without_stripes(shape):
     codes, masks = random_case(shape, 2)
     found = tally(codes, masks).result()
@@ -200,6 +200,7 @@ def test_thin_tensors_are_counted_without_stripes(shape):
     assert found.rows is None
     assert found.columns is None
     assert found.row()["pairs"] == 1
+    assert set(found.curves()) == set(tally(*random_case((4, 4), 2)).result().curves())
 
 
 @pytest.mark.parametrize("value", [False, True])

@@ -137,7 +137,9 @@ def test_nonfinite_entries_are_measured_around_and_counted():
     assert all(np.isfinite(step.delta_sq) and np.isfinite(step.rank1_sq) for step in path.steps)
 
 
-@pytest.mark.parametrize(("shape", "path"), [((7,), True), ((24, 32), False)])
+@pytest.mark.parametrize(
+    ("shape", "path"), [((7,), True), ((24, 32), False), ((0, 4), False), ((1, 5), True), ((), True)]
+)
 def test_vectors_and_masks_alone(shape, path):
     base, stored = a_run(shape)
     found = follow(base, stored, path=path)

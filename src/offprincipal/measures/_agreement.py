@@ -49,7 +49,8 @@ class RunPair:
     @property
     def jaccard_bernoulli(self) -> float:
         """``p q / (p + q - p q)`` for the two densities (PNT section 2.2)."""
-        return bernoulli_jaccard(self.changed_left / self.counted, self.changed_right / self.counted)
+        counted = max(self.counted, 1)
+        return bernoulli_jaccard(self.changed_left / counted, self.changed_right / counted)
 
     @property
     def jaccard_matched(self) -> Null:
@@ -159,7 +160,7 @@ class Agreement:
             ("row", self.row_counts, self.row_matched),
             ("col", self.col_counts, self.col_matched),
         ):
-            per_line = self.counted / len(matched) * self.runs
+            per_line = max(self.counted / max(len(matched), 1), 1) * self.runs
             found[f"{axis}_consensus"] = _binned(counts.sum(dim=0).to(torch.float64) / per_line)
             found[f"{axis}_consensus_matched"] = _binned(matched / per_line)
         return found
@@ -185,6 +186,6 @@ def _flat(axis: str, part: Stripes | Heads | None) -> dict:
 
 
 def _binned(line_means: Tensor) -> tuple[list[float], list[float]]:
-    step = -(-len(line_means) // POINTS)
-    bins = line_means.split(step)
+    step = max(-(-len(line_means) // POINTS), 1)
+    bins = line_means.split(step) if len(line_means) else ()
     return [float(i * step) for i in range(len(bins))], [float(part.mean()) for part in bins]

@@ -8,6 +8,7 @@ The matched null (N-magnitude): in each run, independently, the changes of a mag
 among the entries of that code. Expected counts under it are exact.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -45,7 +46,7 @@ class Consensus:
 
     def __init__(self, codes: Int[Tensor, "..."]):
         self.shape = tuple(codes.shape)
-        flat = codes.reshape(codes.shape[0], -1) if codes.ndim else codes.reshape(1, 1)
+        flat = codes.reshape(codes.shape[0], math.prod(codes.shape[1:])) if codes.ndim else codes.reshape(1, 1)
         self.codes = flat.to(torch.int16).cpu().numpy().view(np.uint16)
         self.total = np.zeros(MAGNITUDE_CODES, np.int64)
         _consensus_pass.count_codes(self.codes.reshape(-1), self.total)
@@ -113,7 +114,7 @@ class Consensus:
         axes = []
         for axis, counts, moments in (("rows", rows, row_moments), ("columns", columns, column_moments)):
             generator = seeds.numpy_generator(seed, name, "consensus", axis)
-            width = self.codes.size // counts.shape[1]
+            width = self.codes.size // max(counts.shape[1], 1)
             found = (torch.from_numpy(counts), width, *moments, torch.from_numpy(times), generator)
             axes.append(None if flat else stripes(*found))
         return Agreement(
@@ -141,7 +142,7 @@ class Consensus:
                 words = self.packed[left].view(np.uint64), self.packed[right].view(np.uint64)
                 both = int(_consensus_pass.common_bits(*words))
                 size_a, size_b, counted = int(a.sum()), int(b.sum()), self.codes.size
-                chance = size_a * size_b / counted
+                chance = size_a * size_b / max(counted, 1)
                 yield RunPair(left, right, counted, size_a, size_b, both, chance, expected, variance)
 
     def _shares(self) -> np.ndarray:
