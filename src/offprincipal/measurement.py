@@ -5,6 +5,7 @@ and each tuned side in turn, so that memory is that of one pair however many run
 """
 
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +13,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offprincipal.across import Together
+from offprincipal.factors import FactorCache
+from offprincipal.geometry import Base
 from offprincipal.pairs import Pair, Part
-from offprincipal.rows import Measured, Settings, measure
+from offprincipal.rows import Settings, measure
 
 
 @dataclass(frozen=True)
 class Task:
-    """One tensor and, for each run that has it, where base and tuned values lie. Small and picklable."""
+    """One tensor and, for each run that has it, where base and tuned values lie. Small and picklable.
+
+    Attributes:
+        name: canonical name of the tensor.
+        pairs: label and pair of each run that has the tensor.
+        settings: what is measured and how.
+        runs: labels of all runs of the comparison, in order.
+    """
 
     name: str
     pairs: tuple[tuple[str, Pair], ...]
     settings: Settings
+    runs: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> tuple[float, ...] | None:
+        """The step numbers of the runs that have this tensor, when they are steps of one run."""
+        every = self.settings.steps
+        return None if every is None else tuple(every[self.runs.index(label)] for label, _ in self.pairs)
 
     @property
     def nbytes(self) -> int:
@@ -30,17 +48,35 @@ class Task:
         return sum(pair.nbytes for _, pair in self.pairs)
 
 
+@dataclass
+class Held:
+    """Keeps the factors of one base matrix in memory for its next run, before a cache on disk where there is one."""
+
+    cache: FactorCache | None
+    of: Tensor | None = None
+    base: Base | None = None
+
+    def fetch(self, before: Tensor, make: Callable[[], Base]) -> Base:
+        """What is held for this very tensor, else what the cache holds or makes."""
+        if self.base is None or self.of is not before:
+            self.of, self.base = before, self.cache.fetch(before, make) if self.cache else make()
+        return self.base
+
+
 def measure_tensor(task: Task) -> tuple[str, dict[str, Any]]:
     """Load and measure one tensor in every run.
 
     Returns:
-        The tensor's name and its part: ``rows``, one dict of columns per run, and ``curves``, lists of
-        ``[run, curve, x, y]``.
+        The tensor's name and its part: ``rows``, one dict of columns per run; ``curves``, lists of
+        ``[run, curve, x, y]``; with several runs also what `offprincipal.across` finds.
 
     Raises:
         InputError: a file has gone or changed since the plan was made.
     """
     part: dict[str, Any] = {"tensor": task.name, "rows": [], "curves": []}
+    labels = [label for label, _ in task.pairs]
+    together = Together(labels, task.steps, task.pairs[0][1], task.settings.seed) if len(labels) > 1 else None
+    factors = Held(FactorCache() if task.settings.cache else None)
     loaded: tuple[Part, Tensor, Future[str]] | None = None
     with ThreadPoolExecutor(2) as hashing:  # hashlib lets other threads run: the hashes come while the sweep counts
         for label, pair in task.pairs:
@@ -50,9 +86,14 @@ def measure_tensor(task: Task) -> tuple[str, dict[str, Any]]:
             _, before, base_hash = loaded
             after = pair.tuned.load()
             tuned_hash = hashing.submit(content_hash, after)
-            measured = measure(pair, before, after, task.settings)
+            measured = measure(pair, before, after, task.settings, factors)
             measured.columns.update(base_sha256=base_hash.result(), tuned_sha256=tuned_hash.result())
-            _append(part, label, measured)
+            part["rows"].append({"run": label, **measured.columns})
+            part["curves"].extend([label, name, x.tolist(), y.tolist()] for name, x, y in measured.curves)
+            if together:
+                together.update(before, after)
+    for key, rows in (together.part() if together else {}).items():
+        part.setdefault(key, []).extend(rows)
     return task.name, part
 
 
@@ -61,8 +102,3 @@ def content_hash(tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _append(part: dict[str, Any], label: str, measured: Measured) -> None:
-    part["rows"].append({"run": label, **measured.columns})
-    part["curves"].extend([label, name, x.tolist(), y.tolist()] for name, x, y in measured.curves)

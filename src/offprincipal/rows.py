@@ -13,7 +13,10 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
+from offprincipal.geometry import Keep
+from offprincipal.geometry import measure as measure_geometry
 from offprincipal.measures import nulls
+from offprincipal.measures.angles import GRID
 from offprincipal.measures.seeds import numpy_generator
 from offprincipal.measures.sweep import ULP_EDGES, Sweep, low_changed, sweep
 from offprincipal.pairs import Pair
@@ -39,12 +42,14 @@ class Settings:
         geometry: factorise, or count only.
         device: where tensors are measured, "cpu" or "cuda".
         cache: keep and reuse the base's factors.
+        steps: when the runs are checkpoints of one run, their step numbers.
     """
 
     seed: int = 0
     geometry: bool = True
     device: str = "cpu"
     cache: bool = True
+    steps: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Subject:
     before: Tensor
     after: Tensor
     settings: Settings
+    factors: Keep | None = None
 
     @cached_property
     def counts(self) -> Sweep:
@@ -144,11 +150,27 @@ def low_magnitude(subject: Subject) -> Measured:
     return Measured(columns, curves)
 
 
-MEASURES: tuple[Callable[[Subject], Measured], ...] = (place, counts, low_magnitude)
+def geometry(subject: Subject) -> Measured:
+    """Spectrum, subspaces, principal masks and energy, for matrices inside blocks; see ``geometry.py``."""
+    if not (subject.settings.geometry and subject.pair.place.linear and subject.before.ndim == 2):
+        return Measured()
+    found = measure_geometry(
+        subject.before,
+        subject.after,
+        name=subject.pair.name,
+        seed=subject.settings.seed,
+        factors=subject.factors,
+        device=subject.settings.device,
+        drawn=subject.rounding,
+    )
+    return Measured(found.row(), found.curves())
+
+
+MEASURES: tuple[Callable[[Subject], Measured], ...] = (place, counts, low_magnitude, geometry)
 """What is measured on each pair, in this order."""
 
 
-def measure(pair: Pair, before: Tensor, after: Tensor, settings: Settings) -> Measured:
+def measure(pair: Pair, before: Tensor, after: Tensor, settings: Settings, factors: Keep | None = None) -> Measured:
     """Run every measure on one loaded pair.
 
     Args:
@@ -156,11 +178,12 @@ def measure(pair: Pair, before: Tensor, after: Tensor, settings: Settings) -> Me
         before: the base, canonical layout, stored dtype.
         after: the tuned side.
         settings: seed and device.
+        factors: where the base's factors are kept between runs.
 
     Returns:
         The columns of `SCHEMA` without ``run`` (columns that do not apply are left out) and the curves.
     """
-    subject = Subject(pair, before.to(settings.device), after.to(settings.device), settings)
+    subject = Subject(pair, before.to(settings.device), after.to(settings.device), settings, factors)
     total = Measured()
     for each in MEASURES:
         part = each(subject)
@@ -179,6 +202,16 @@ def _mask_fields(mask: str) -> list[pa.Field]:
     return counted + _fields(pa.float64(), expected)
 
 
+def _each_rank(kind: pa.DataType, names: str) -> list[pa.Field]:
+    return [pa.field(f"{name}_{k}", kind) for name in names.split() for k in GRID]
+
+
+def _energy_fields() -> list[pa.Field]:
+    nulls_of = "{0}_sq {0}_gauss_mean {0}_gauss_sd {0}_haar_mean {0}_haar_sd"
+    sides = (f"energy_{side}" for side in ("left", "right", "both"))
+    return [each for side in sides for each in _fields(pa.float64(), nulls_of.format(side))]
+
+
 SCHEMA = pa.schema(
     [
         *_fields(pa.string(), "run tensor kind"),
@@ -193,6 +226,19 @@ SCHEMA = pa.schema(
         *_mask_fields("low"),
         *_fields(pa.float64(), "rounding_scale"),
         *_fields(pa.string(), "base_sha256 tuned_sha256"),
+        *_fields(pa.int64(), "geometry_holes"),
+        *_fields(pa.float64(), "spectrum_base_sq spectrum_shift_sq base_s1 tuned_s1 delta_s1 base_stable_rank"),
+        *_fields(pa.float64(), "delta_entropy_rank"),
+        *_fields(pa.int32(), "delta_rank_1e6 delta_rank_99"),
+        *_each_rank(pa.float64(), "ky_fan angle_left_deg angle_right_deg angle_gap"),
+        *_each_rank(pa.bool_(), "angle_meaningless"),
+        *_fields(pa.int32(), "bound_sizes bound_vacuous energy_rank"),
+        *_energy_fields(),
+        *_fields(pa.int32(), "principal_rank"),
+        *_fields(pa.float64(), "principal_alpha"),
+        *(each for mask in ("principal", "principal_high", "safe") for each in _mask_fields(mask)),
+        *_fields(pa.int64(), "principal_ties principal_high_ties safe_ties"),
+        *_fields(pa.float64(), "principal_abs_sum principal_abs_matched"),
     ]
 )
 """Columns of ``tensors.parquet``: numerators and denominators, never only a ratio."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from offprincipal.across import steps_of
 from offprincipal.checkpoint import Checkpoint, open_checkpoint
 from offprincipal.errors import CheckFailed, UsageError
 from offprincipal.fanout import Engine, here
@@ -50,7 +51,7 @@ class Survey:
         for label, plan in self.plans.items():
             for each in plan.pairs:
                 names.setdefault(each.name, []).append((label, each))
-        return [Task(name, tuple(pairs), self.settings) for name, pairs in names.items()]
+        return [Task(name, tuple(pairs), self.settings, tuple(self.plans)) for name, pairs in names.items()]
 
 
 def compare(
@@ -62,6 +63,7 @@ def compare(
     geometry: bool = True,
     device: str = "cpu",
     cache: bool = True,
+    trajectory: bool = False,
     strict: bool = False,
     offline: bool = False,
     engine: Engine = here,
@@ -78,6 +80,7 @@ def compare(
         geometry: factorise every matrix (spectrum, angles, principal masks), or count only.
         device: "cpu" or "cuda".
         cache: keep the base's factors for the next comparison.
+        trajectory: the runs are checkpoints of one run, in the order of training; step numbers come from the labels.
         strict: fail when any tensor is left unpaired.
         offline: never ask the Hub.
         engine: where the work is done; see `offprincipal.fanout`.
@@ -102,8 +105,10 @@ def compare(
     >>> result.summary["runs"][0]["label"], result.summary["runs"][0]["sparsity_bf16"]
     ('b', 0.75)
     """
-    settings = Settings(seed=seed, geometry=geometry, device=device, cache=cache)
-    survey = plan(base, tuned, settings, offline=offline)
+    runs = labelled(tuned)
+    steps = steps_of(list(runs)) if trajectory else None
+    settings = Settings(seed=seed, geometry=geometry, device=device, cache=cache, steps=steps)
+    survey = plan(base, runs, settings, offline=offline)
     if strict:
         refuse_unpaired(survey)
     directory = Path(out) if out is not None else Path(mkdtemp(prefix="offprincipal-"))
@@ -132,7 +137,7 @@ def plan(
     """
     opened = open_checkpoint(base, offline=offline)
     runs = labelled(tuned)
-    plans = {label: pair(opened, open_checkpoint(ref, offline=offline)) for label, ref in runs.items()}
+    plans = {label: pair(opened, open_checkpoint(ref, base=opened, offline=offline)) for label, ref in runs.items()}
     return Survey(opened, plans, settings or Settings())
 
 

@@ -5,7 +5,6 @@ unweighted, with their spread and a bootstrap interval over matrices (DEFINITION
 """
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -44,6 +43,15 @@ DEFINITIONS = {
     "to the number of changes, 20 seeded draws",
     "overlap_X_excess": "overlap_X - overlap_X_matched, with a bootstrap interval (95 %) over matrices",
     "overlap_X_excess_z": "sum of observed - expected counts over the root of the summed variance, linear matrices",
+    "principal": "M_princ(64, 0.5): the half of each matrix with the largest |rank-64 part of W0|",
+    "principal_high": "M_princ without M_low: principal and not small",
+    "safe": "M_low united with the complement of M_princ",
+    "nss": "||s(W) - s(W0)|| / ||s(W0)||, all singular values, float64",
+    "spectral_residual": "||s(W) - s(W0)|| / ||D||_F",
+    "kappa_spec": "spectral_residual^2 * max(out, in): about 1 for isotropic noise",
+    "angle_max_deg": "largest principal angle between the leading k-dimensional subspaces of W0 and W, either side, "
+    "over matrices whose gap at k is open",
+    "energy_principal_lift": "||U_k^T D V_k||^2 / ||D||^2 over its expectation for Gaussian noise, k = 64",
     "low": "the half of each matrix with the smallest |W0| (ties by flat index)",
 }
 """What the numbers of a summary mean, in words; written into every summary."""
@@ -129,7 +137,61 @@ def model(rows: pa.Table) -> dict[str, Any]:
     )
     for mask in MASKS:
         numbers.update(overlap(linear, mask))
-    return numbers
+    return numbers | geometry(linear)
+
+
+def geometry(rows: pa.Table) -> dict[str, Any]:
+    """Spectral and subspace numbers over the matrices that were factored; empty when none was.
+
+    Means over matrices are unweighted. Angles are in degrees, the larger of left and right, at gaps that are open;
+    ``angle_max_deg`` is the largest over matrices, ``angle_mean_deg`` the mean. ``energy_principal_lift`` is the share
+    of D's energy in both principal subspaces over what Gaussian noise has there, ``_haar`` over D's own spectrum with
+    random singular vectors. Matrices that did not change have no residual, kappa or lift.
+    """
+    factored = [row for row in rows.to_pylist() if row.get("spectrum_base_sq")]
+    if not factored:
+        return {}
+    moved = [row for row in factored if row["delta_sq"] > 0]
+    nss = [math.sqrt(row["spectrum_shift_sq"] / row["spectrum_base_sq"]) for row in factored]
+    kappa = [
+        row["spectrum_shift_sq"] / row["delta_sq"] * max(row["out_features"], row["in_features"]) for row in moved
+    ]
+    found: dict[str, Any] = {"nss_mean": _mean(nss), "nss_sd": _sd(nss), "nss_max": max(nss)}
+    found["spectral_residual_mean"] = _mean([math.sqrt(row["spectrum_shift_sq"] / row["delta_sq"]) for row in moved])
+    found["kappa_spec_mean"] = _mean(kappa)
+    angles = {k: [_widest(row, k) for row in factored] for k in RANKS}
+    open_gaps = {str(k): [angle for angle in found if angle is not None] for k, found in angles.items()}
+    found["angle_max_deg"] = {k: max(known) for k, known in open_gaps.items() if known}
+    found["angle_mean_deg"] = {k: _mean(known) for k, known in open_gaps.items() if known}
+    for side, name in (("both", "principal"), ("left", "left"), ("right", "right")):
+        lifts = [row for row in moved if row[f"energy_{side}_gauss_mean"]]
+        for null, suffix in (("gauss", ""), ("haar", "_haar")):
+            share = [row[f"energy_{side}_sq"] / row["delta_sq"] / row[f"energy_{side}_{null}_mean"] for row in lifts]
+            found[f"energy_{name}_lift{suffix}"] = _mean(share)
+    found["bound_vacuous_share"] = _ratio(factored, "bound_vacuous", "bound_sizes")
+    found["delta_stable_rank_mean"] = _mean(
+        [row["delta_sq"] / row["delta_s1"] ** 2 for row in moved if row["delta_s1"]]
+    )
+    return found
+
+
+def _widest(row: dict[str, Any], k: int) -> float | None:
+    """The larger principal angle at k; None where the gap is closed or the matrix is too small."""
+    sides = [row[f"angle_{side}_deg_{k}"] for side in ("left", "right")]
+    return None if row[f"angle_meaningless_{k}"] or None in sides else max(sides)
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _sd(values: list[float]) -> float | None:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def _ratio(rows: list[dict[str, Any]], part: str, whole: str) -> float | None:
+    total = sum(row[whole] or 0 for row in rows)
+    return sum(row[part] or 0 for row in rows) / total if total else None
 
 
 def grouped(rows: pa.Table, by: str) -> list[dict[str, Any]]:
@@ -164,10 +226,14 @@ def _rest(part: float, whole: float) -> float | None:
     return 1 - part / whole if whole else None
 
 
-def finite_or_none(numbers: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON has no NaN or infinity: they become null, so that every reader accepts the file.
+def without_nonfinite(value: Any) -> Any:
+    """JSON has no NaN or infinity: they become null, at any depth, so that every reader accepts the file.
 
-    >>> finite_or_none([("a", math.nan), ("b", 1.0)])
-    {'a': None, 'b': 1.0}
+    >>> without_nonfinite({"a": [math.nan, 1.0]})
+    {'a': [None, 1.0]}
     """
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers}
+    if isinstance(value, dict):
+        return {key: without_nonfinite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_nonfinite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
