@@ -43,9 +43,11 @@ class Task:
         return None if every is None else tuple(every[self.runs.index(label)] for label, _ in self.pairs)
 
     @property
-    def nbytes(self) -> int:
-        """Stored bytes that the task reads."""
-        return sum(pair.nbytes for _, pair in self.pairs)
+    def cost(self) -> float:
+        """Work in no particular unit: every weight once per run, times the short side where a matrix is factored."""
+        pair = self.pairs[0][1]
+        factored = self.settings.geometry and pair.place.linear
+        return float(pair.count * len(self.pairs) * (1 + (min(pair.shape) if factored else 0)))
 
 
 @dataclass

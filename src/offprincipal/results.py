@@ -15,12 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from offprincipal import tables
+from offprincipal.across import consensus_summary, trajectory_summary
+from offprincipal.across import table as across_table
 from offprincipal.checkpoint import Checkpoint
 from offprincipal.errors import InputError
 from offprincipal.measurement import Task
 from offprincipal.pairs import Plan
 from offprincipal.rows import CURVES, SCHEMA, Settings
 from offprincipal.store import SCHEMA_VERSION, Store, write_file
+
+ACROSS = ("consensus", "pairs", "steps", "paths")
+"""Tables of several runs: one row per tensor, per tensor and pair of runs, per tensor and step, per tensor."""
 
 FILES = ("tensors.parquet", "curves.parquet", "unpaired.json", "summary.json")
 POINTS = 1 << 20
@@ -86,8 +91,9 @@ class Comparison:
             raise InputError(asked, "it holds a comparison already", "choose another folder")
         try:
             target.mkdir(parents=True, exist_ok=True)
-            for name in FILES:
-                shutil.copyfile(self.directory / name, target / name)
+            for name in (*FILES, *(f"{name}.parquet" for name in ACROSS)):
+                if (self.directory / name).exists():
+                    shutil.copyfile(self.directory / name, target / name)
         except OSError as problem:
             raise InputError(asked, f"the system says: {problem.strerror}", "check space and permissions") from problem
         return target
@@ -107,7 +113,7 @@ def write_results(
     Raises:
         InputError: a part is missing, or the folder cannot be written.
     """
-    rows = _gather(directory, plans, tasks, store)
+    rows, across = _gather(directory, plans, tasks, store)
     unpaired = [
         {"run": label, **asdict(item), "shape": list(item.shape)}
         for label, plan in plans.items()
@@ -119,6 +125,7 @@ def write_results(
         "schema_version": SCHEMA_VERSION,
         "base": {**_described(base), "content_sha256": _content(rows, "base_sha256")},
         "runs": runs,
+        **_several(across, runs),
         "unpaired_count": len(unpaired),
         "settings": asdict(settings),
         "seed": settings.seed,
@@ -129,11 +136,22 @@ def write_results(
     write_file(directory / "summary.json", json.dumps(summary, indent=1, allow_nan=False).encode())
 
 
-def _gather(directory: Path, plans: Mapping[str, Plan], tasks: Sequence[Task], store: Store) -> pa.Table:
-    """Both tables, rows by run and then by tensor in the order of the model; returns the first."""
+def _several(across: Mapping[str, list[dict[str, Any]]], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if across["pairs"]:
+        found["consensus"] = consensus_summary(across["consensus"], across["pairs"])
+    if across["steps"]:
+        found |= trajectory_summary(across["steps"], across["paths"], runs)
+    return tables.without_nonfinite(found)
+
+
+def _gather(
+    directory: Path, plans: Mapping[str, Plan], tasks: Sequence[Task], store: Store
+) -> tuple[pa.Table, dict[str, list[dict[str, Any]]]]:
+    """Write every table, rows by run and then by tensor in the order of the model; return what the summary needs."""
     rows: dict[str, list[dict[str, Any]]] = {label: [] for label in plans}
-    curves = _CurveWriter(directory / "curves.parquet")
-    with curves:
+    across: dict[str, list[dict[str, Any]]] = {name: [] for name in ACROSS}
+    with _CurveWriter(directory / "curves.parquet") as curves:
         for task in tasks:
             part = store.get(task.name)
             if part is None:
@@ -144,10 +162,15 @@ def _gather(directory: Path, plans: Mapping[str, Plan], tasks: Sequence[Task], s
                 )
             for row in part["rows"]:
                 rows[row["run"]].append(row)
+            for name in ACROSS:
+                across[name].extend(part.get(name, []))
             curves.add(task.name, part["curves"])
     table = pa.Table.from_pylist([row for run in rows.values() for row in run], schema=SCHEMA)
-    _write_parquet(directory / "tensors.parquet", [table], SCHEMA)
-    return table
+    _write_parquet(directory / "tensors.parquet", table)
+    for name, found in across.items():
+        if found:
+            _write_parquet(directory / f"{name}.parquet", across_table(found))
+    return table, across
 
 
 class _CurveWriter:
@@ -195,16 +218,15 @@ def _opened(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
         ) from None
 
 
-def _write_parquet(file: Path, parts: Sequence[pa.Table], schema: pa.Schema) -> None:
+def _write_parquet(file: Path, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-        for part in parts:
-            writer.write_table(part)
+    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+        writer.write_table(table)
     write_file(file, sink.getvalue().to_pybytes())
 
 
 def _run(label: str, plan: Plan, rows: pa.Table) -> dict[str, Any]:
-    numbers = tables.finite_or_none(tables.model(rows).items())
+    numbers = tables.without_nonfinite(tables.model(rows))
     content = _content(rows, "tuned_sha256")
     return {
         "label": label,

@@ -8,7 +8,7 @@ any moment and started again; serial, parallel, resumed and sharded comparisons 
 import shutil
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from offprincipal.across import steps_of
 from offprincipal.checkpoint import Checkpoint, open_checkpoint
 from offprincipal.errors import CheckFailed, UsageError
-from offprincipal.fanout import Engine, here
+from offprincipal.fanout import Engine, here, shard
 from offprincipal.measurement import Task, measure_tensor
 from offprincipal.pairs import Plan, pair
 from offprincipal.results import Comparison, write_results
@@ -105,10 +105,7 @@ def compare(
     >>> result.summary["runs"][0]["label"], result.summary["runs"][0]["sparsity_bf16"]
     ('b', 0.75)
     """
-    runs = labelled(tuned)
-    steps = steps_of(list(runs)) if trajectory else None
-    settings = Settings(seed=seed, geometry=geometry, device=device, cache=cache, steps=steps)
-    survey = plan(base, runs, settings, offline=offline)
+    survey = plan(base, tuned, Settings(seed, geometry, device, cache), trajectory=trajectory, offline=offline)
     if strict:
         refuse_unpaired(survey)
     directory = Path(out) if out is not None else Path(mkdtemp(prefix="offprincipal-"))
@@ -118,8 +115,36 @@ def compare(
     store = Store(directory, survey.key)
     with store.locked():
         measure_missing(survey.tasks, store, engine, progress)
-        write_results(directory, survey.base, survey.plans, settings, survey.tasks, store, command)
+        write_results(directory, survey.base, survey.plans, survey.settings, survey.tasks, store, command)
     return result
+
+
+def measure_shard(
+    survey: Survey,
+    out: str | Path,
+    shards: int,
+    index: int,
+    *,
+    engine: Engine = here,
+    progress: Progress | None = None,
+) -> int:
+    """Measure one share of a comparison into `out`, parts only; `compare` with the same arguments then gathers them.
+
+    Every job of an array divides the work alike, from headers: disjoint shares of about equal cost.
+
+    Returns:
+        How many tensors of the whole comparison are still missing.
+
+    Raises:
+        UsageError: no such shard.
+        InputError: as for `compare`.
+    """
+    tasks = survey.tasks
+    own = shard([(task, task.cost) for task in tasks], shards, index)
+    store = Store(Path(out), survey.key)
+    with store.locked(f"shard-{index}-of-{shards}"):
+        measure_missing(own, store, engine, progress)
+    return sum(task.name not in store for task in tasks)
 
 
 def plan(
@@ -127,18 +152,22 @@ def plan(
     tuned: Sequence[str | Path] | Mapping[str, str | Path],
     settings: Settings | None = None,
     *,
+    trajectory: bool = False,
     offline: bool = False,
 ) -> Survey:
     """Open every checkpoint by its headers and pair their tensors; no weight is read.
 
+    With `trajectory` the runs are checkpoints of one run. An adapter is applied to the base that is given here.
+
     Raises:
         InputError: a checkpoint cannot be read, or nothing pairs.
-        UsageError: no run was given, or two runs have one label.
+        UsageError: no run was given, two runs have one label, or steps that do not rise.
     """
-    opened = open_checkpoint(base, offline=offline)
     runs = labelled(tuned)
+    settings = replace(settings or Settings(), steps=steps_of(list(runs)) if trajectory else None)
+    opened = open_checkpoint(base, offline=offline)
     plans = {label: pair(opened, open_checkpoint(ref, base=opened, offline=offline)) for label, ref in runs.items()}
-    return Survey(opened, plans, settings or Settings())
+    return Survey(opened, plans, settings)
 
 
 def labelled(tuned: Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, str | Path]:
@@ -183,7 +212,7 @@ def measure_missing(tasks: Sequence[Task], store: Store, engine: Engine, progres
     done = len(tasks) - len(todo)
     if progress:
         progress(done, len(tasks), "")
-    for name, part in engine(measure_tensor, sorted(todo, key=lambda task: (-task.nbytes, task.name))):
+    for name, part in engine(measure_tensor, sorted(todo, key=lambda task: (-task.cost, task.name))):
         store.add(name, part)
         done += 1
         if progress:

@@ -211,3 +211,12 @@ def print_description(description: Mapping[str, Any], console: Console, limit: i
     rest = len(description["rows"]) - len(shown)
     if rest:
         console.print(f"... and {rest} more; --all or --json shows them")
+
+
+def print_cost(ref: str, lines: Sequence[tuple[str, str]], console: Console) -> None:
+    """What ``inspect --plan`` shows: one line per number, estimates said to be estimates."""
+    table = _table(
+        f"comparing a tune with {ref}, estimated from headers", ("what", "how much"), [list(x) for x in lines]
+    )
+    table.columns[1].justify = "left"
+    console.print(table)
