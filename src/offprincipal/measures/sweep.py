@@ -39,7 +39,7 @@ class Sweep:
         base_sq: sum of squares of the base.
         delta_sq: sum of squares of D.
         delta_abs_sum: sum of ``|D|``.
-        delta_abs_max: largest ``|D|``.
+        delta_abs_max: largest ``|D|`` (to float32 precision where two exponents differ by more than 16).
         row_changed: int64 [rows], changed per row.
         col_changed: int64 [columns], changed per column.
         code_total: int64 [32768], entries per magnitude code of the base.
@@ -94,6 +94,8 @@ def sweep(before: Shaped[Tensor, "..."], after: Shaped[Tensor, "..."]) -> Sweep:
     rows = max(1, BLOCK // max(1, left.shape[1]))
     compiled = left.device.type == "cpu" and left.dtype == right.dtype == torch.bfloat16
     counted = _compiled_pass(left, right, rows) if compiled else _torch_pass(left, right, rows)
+    if counted["delta_abs_max"] == float("inf"):  # the compiled pass takes the largest in float32
+        counted["delta_abs_max"] = _torch_pass(left, right, rows)["delta_abs_max"]
     codes = bits.value(torch.arange(bits.FIRST_NONFINITE_CODE))
     if left.dtype == torch.bfloat16:  # the histogram holds the base exactly
         base_sq = float((counted["code_total"][: bits.FIRST_NONFINITE_CODE] * codes.square()).sum())
