@@ -242,7 +242,7 @@ def add_geometry_curves(curves: Curves, row: dict, seed: int, draw, alpha) -> No
     i = np.arange(1, min(512, short // 2) + 1)
     largest = row[f"angle_left_deg_{max(g for g in GRID_K if g <= max(short // 2, 16))}"] or 0.1
     for side, turn in (("left", 1.0), ("right", 0.9)):
-        curves.add(run, name, f"angles_{side}", i, np.sort(largest * turn * (i / i[-1]) ** 1.7)[::-1])
+        curves.add(run, name, f"angles_{side}", i, largest * turn * (i / i[-1]) ** 1.7)
 
 
 def add_picture(curves: Curves, rows: list[dict], label: str, draw) -> dict:
@@ -328,4 +328,5 @@ def consensus(runs: list[dict]) -> dict:
     return {key: mean([p[key] for p in pairs]) for key in keys} | {
         "pairs": pairs,
         "histogram": [round(s * weights) for s in share],
+        "histogram_matched": [float(s * weights) for s in np.roll(share, 1)],
     }

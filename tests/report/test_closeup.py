@@ -71,3 +71,20 @@ def test_stripes_of_runs_with_the_same_seed_agree(found, comparison):
     rows, columns = by_kind["grpo-math · dapo-code", "q"]
     assert rows > 0.9
     assert -1 <= columns <= 1
+
+
+def test_a_real_consensus_brings_its_null(tmp_path):
+    """Curves of all runs together carry no run; they become the strip below the consensus."""
+    from offprincipal.report.reading import read
+    from offprincipal.survey import compare
+    from tests.tiny import save_checkpoint, tiny_weights
+
+    base = save_checkpoint(tmp_path / "base", tiny_weights())
+    runs = {name: save_checkpoint(tmp_path / name, tiny_weights(delta=d)) for name, d in (("a", 2e-4), ("b", 1e-3))}
+    compare(base, runs, tmp_path / "out", cache=False)
+    real = read(tmp_path / "out")
+    found = closeup.closeups(real)
+    assert set(found.tensors[0]["runs"]) == {"0", "1", "null"}
+    rows = closeup.charts(found, real.labels)["rows"]["datasets"]["rows"]
+    assert {row["run"] for row in rows} == {"a", "b", "magnitude null"}
+    assert len(closeup.stripes(real.labels, found)) > 0

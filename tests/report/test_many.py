@@ -37,3 +37,23 @@ def test_a_trajectory_draws_what_the_steps_carry():
     assert [row["value"] for row in angle] == [2.0, 4.0]
     assert many.trajectory(steps[:1]) == []
     assert many.trajectory(None) == []
+
+
+def test_a_null_is_drawn_beside_its_number_not_as_one_of_its_own():
+    steps = [{"label": str(i), "jaccard_end": 0.5, "jaccard_end_matched": 0.4, "step": 100.0 * i} for i in (1, 2)]
+    ((title, spec),) = many.trajectory(steps)
+    assert title == "Jaccard with the last step"
+    assert {row["series"] for row in spec["datasets"]["rows"]} == {"observed", "magnitude null"}
+
+
+def test_the_histogram_stands_beside_its_null():
+    rows = many.histogram({"histogram": [3, 1], "histogram_matched": [2.0, 2.0]})["datasets"]["rows"]
+    assert [row["share"] for row in rows if row["series"] == "magnitude null"] == [0.5, 0.5]
+
+
+def test_the_path_in_words():
+    found = dict(
+        many.path({"never": 0.25, "linearity_r2": 0.9, "linearity_r2_random_walk": 0.68, "straight_share": None})
+    )
+    assert list(found.values()) == ["25.0\xa0%", "0.900", "0.680"]
+    assert many.path(None) == []

@@ -117,7 +117,7 @@ def over_alpha(comparison: Comparison) -> list[dict[str, Any]]:
 def ulp_shares(comparison: Comparison) -> list[dict[str, Any]]:
     """How far changed weights moved, in steps of the bf16 grid: shares of all changes per run and bin."""
     totals: dict[tuple[str, float], float] = defaultdict(float)
-    for curve in comparison.curves(["ulps"]):
+    for curve in comparison.curves(["ulps"]):  # every tensor, also those outside the blocks
         for x, y in zip(curve.x.tolist(), curve.y.tolist(), strict=True):
             totals[curve.run, x] += y
     whole = {run: sum(v for (r, _), v in totals.items() if r == run) for run in comparison.labels}

@@ -20,21 +20,16 @@ POINTS = 40  # of a curve, picked evenly: over k in log scale, over the index of
 STROKE = alt.Legend(symbolType="stroke", symbolSize=220, symbolStrokeWidth=2.5, symbolOpacity=1)
 BINS = 128  # of a row or column profile; neighbouring bins are summed, never picked
 BUDGET = 700_000  # numbers in the page at most, about 4 MB of JSON; what is beyond stays in curves.parquet
-DERIVED = (
-    "spectrum_base",
-    "spectrum_tuned",
-    "spectrum_shift",
-    "angles_left",
-    "angles_right",
-    "row_changed",
-    "col_changed",
-)
-STORED = tuple(name for name in DERIVED if name != "spectrum_shift")
+STORED = ("spectrum_base", "spectrum_tuned", "angles_left", "angles_right", "row_changed", "col_changed")
+NULLS = ("row_consensus_matched", "col_consensus_matched")  # of all runs together: their label is empty
 
 
 @dataclass
 class Closeups:
-    """Thinned curves. ``axes`` are shared x values; ``tensors`` hold, per run index, {curve: [axis, [y ...]]}."""
+    """Thinned curves. ``axes`` are shared x values; ``tensors`` hold, per run index, {curve: [axis, [y ...]]}.
+
+    What belongs to all runs together, the magnitude null of the consensus, stands under the index "null".
+    """
 
     axes: list[list[float]] = field(default_factory=list)
     tensors: list[dict[str, Any]] = field(default_factory=list)
@@ -45,13 +40,13 @@ class Closeups:
         """The rows of the default matrix for one chart, exactly as the page builds them for any matrix."""
         found: list[dict[str, Any]] = []
         based = False
-        for run, kept in sorted(self.tensors[self.default]["runs"].items(), key=lambda item: int(item[0])):
+        for run, kept in sorted(self.tensors[self.default]["runs"].items()):
             for name, series in curves.items():
                 if name not in kept or (name == base and based):
                     continue
                 based = based or name == base
                 axis, ys = kept[name]
-                label = "base" if name == base else labels[int(run)]
+                label = "base" if name == base else "magnitude null" if run == "null" else labels[int(run)]
                 found += [{"run": label, "series": series, "x": x, "y": y}
                           for x, y in zip(self.axes[axis], ys, strict=True)]  # fmt: skip
         return found
@@ -70,11 +65,12 @@ def closeups(comparison: Comparison) -> Closeups:
     shapes = _shapes(comparison.rows, places)
     tensors: list[dict[str, Any]] = [{"name": name, **shapes[name], "runs": {}} for name in wanted]
     axes: dict[tuple[float, ...], int] = {}
-    for curve in comparison.curves(STORED, None if len(wanted) == len(names) else wanted):
+    for curve in comparison.curves(STORED + NULLS, None if len(wanted) == len(names) else wanted):
         if curve.tensor not in places:
             continue
         tensor = tensors[places[curve.tensor]]
-        run = tensor["runs"].setdefault(str(comparison.labels.index(curve.run)), {})
+        index = "null" if curve.name in NULLS else str(comparison.labels.index(curve.run))
+        run = tensor["runs"].setdefault(index, {})
         x, y = _thinned(curve, tensor["shape"])
         axis = axes.setdefault(tuple(x), len(axes))
         run[curve.name] = [axis, [float(f"{v:.4g}") for v in y]]
@@ -114,8 +110,12 @@ def _shapes(rows: Rows, wanted: dict[str, int]) -> dict[str, dict[str, Any]]:
 
 def _thinned(curve: Curve, shape: Sequence[int]) -> tuple[list[float], np.ndarray]:
     """Curves: points picked, ends kept. Profiles: neighbouring bins summed, as densities over their entries."""
-    if curve.name in ("row_changed", "col_changed"):
+    if curve.name.startswith(("row_", "col_")):
         bins = min(len(curve.y), BINS)
+        if curve.name in NULLS:  # means of C over bins, not counts
+            edges = np.arange(bins) * len(curve.y) // bins
+            widths = np.diff(edges, append=len(curve.y))
+            return curve.x[edges].tolist(), np.add.reduceat(curve.y, edges) / widths
         own, other = shape if curve.name == "row_changed" else shape[::-1]
         edges = np.arange(bins) * len(curve.y) // bins
         starts = curve.x[edges]  # x is the first row of each stored bin
@@ -160,15 +160,20 @@ def _default(tensors: Sequence[dict[str, Any]]) -> int:
 
 def charts(found: Closeups, labels: Sequence[str]) -> dict[str, Spec]:
     """The charts of one matrix by name, each filled with the default matrix."""
+    null = any("null" in tensor["runs"] for tensor in found.tensors)
     wanted = {
         "spectrum": ({"spectrum_base": "base", "spectrum_tuned": "tuned"}, "spectrum_base", _spectrum(labels)),
         "shift": ({"spectrum_shift": "change"}, None, _shift(labels)),
         "angles": ({"angles_left": "left (output side)", "angles_right": "right (input side)"}, None, _angles(labels)),
-        "rows": ({"row_changed": "rows"}, None, _stripes(labels, "rows (output index)")),
-        "columns": (
-            {"col_changed": "columns"},
+        "rows": (
+            {"row_changed": "rows", "row_consensus_matched": "rows"},
             None,
-            _stripes(labels, "columns (input index)"),
+            _stripes(labels, "rows (output index)", null),
+        ),
+        "columns": (
+            {"col_changed": "columns", "col_consensus_matched": "columns"},
+            None,
+            _stripes(labels, "columns (input index)", null),
         ),
     }
     drawn = {}
@@ -212,7 +217,7 @@ def _shift(labels: Sequence[str]) -> alt.TopLevelMixin:
 def _angles(labels: Sequence[str]) -> alt.TopLevelMixin:
     scale = alt.Scale(type="log", nice=False)
     base = alt.Chart().transform_calculate(shown="max(datum.y, 0.001)").encode(
-        x=alt.X("x:Q", title="i-th angle, largest first", axis=alt.Axis(grid=False, tickCount=4),
+        x=alt.X("x:Q", title="i-th principal angle", axis=alt.Axis(grid=False, tickCount=4),
                 scale=alt.Scale(nice=False)),
         y=alt.Y("shown:Q", title="degrees", scale=scale, axis=alt.Axis(tickCount=4, format="~g")),
         color=alt.Color("run:N", scale=run_scale(labels), legend=STROKE),
@@ -229,12 +234,13 @@ def _targets(base: alt.Chart) -> alt.Chart:
     return base.mark_point(size=60, opacity=0)
 
 
-def _stripes(labels: Sequence[str], title: str) -> alt.TopLevelMixin:
+def _stripes(labels: Sequence[str], title: str, null: bool) -> alt.TopLevelMixin:
     """Share changed per block of rows or columns, relative to the run's mean: one strip per run, consensus below.
 
-    The consensus C is the mean of the runs' masks, so its profile is the mean of theirs.
+    The consensus C is the mean of the runs' masks, so its profile is the mean of theirs. Its magnitude null, where it
+    was measured, stands below it.
     """
-    bands = [*labels, "consensus"] if len(labels) > 1 else list(labels)
+    bands = [*labels, "consensus", *(["magnitude null"] if null else [])] if len(labels) > 1 else list(labels)
     relative = "datum.y / datum.mean - 1"
     base = alt.Chart().encode(
         x=alt.X("x:O", title=title, axis=alt.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=12, ticks=False,
@@ -253,7 +259,11 @@ def _stripes(labels: Sequence[str], title: str) -> alt.TopLevelMixin:
     own = base.transform_joinaggregate(**average).transform_calculate(**number[0]).transform_calculate(**number[1])
     layers = [own.mark_rect()]
     if len(labels) > 1:
-        both = base.transform_aggregate(y="mean(y)", groupby=["x"]).transform_calculate(run="'consensus'")
+        both = (
+            base.transform_filter("datum.run !== 'magnitude null'")
+            .transform_aggregate(y="mean(y)", groupby=["x"])
+            .transform_calculate(run="'consensus'")
+        )
         both = both.transform_joinaggregate(**average)
         layers.append(both.transform_calculate(**number[0]).transform_calculate(**number[1]).mark_rect())
     return alt.layer(*layers, data=named()).properties(width="container", height=20 * len(bands))
@@ -266,7 +276,7 @@ def stripes(labels: Sequence[str], found: Closeups) -> list[tuple[str, str, floa
     """How alike the profiles of two runs are: (runs, kind, Pearson r of rows, of columns), means over matrices."""
     totals: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for tensor in found.tensors:
-        runs = sorted(tensor["runs"], key=int)
+        runs = sorted((run for run in tensor["runs"] if run != "null"), key=int)
         for i, one in enumerate(runs):
             for other in runs[i + 1 :]:
                 left, right = tensor["runs"][one], tensor["runs"][other]

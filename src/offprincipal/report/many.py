@@ -73,74 +73,105 @@ def jaccard(found: Sequence[Mapping[str, Any]]) -> Spec | None:
 
 
 def histogram(consensus: Mapping[str, Any]) -> Spec | None:
-    """How many weights no run changed, one run changed, ..., all runs changed."""
-    counts = consensus.get("histogram") or consensus.get("times")
-    if not isinstance(counts, list) or not counts or not sum(counts):
+    """How many weights no run changed, one run changed, ..., all runs changed, beside the magnitude null."""
+    columns = {"observed": consensus.get("histogram"), "magnitude null": consensus.get("histogram_matched")}
+    shown = {name: counts for name, counts in columns.items() if isinstance(counts, list) and sum(counts)}
+    if "observed" not in shown:
         return None
-    whole = sum(counts)
     rows = [
-        {"runs": str(i), "share": c / whole, "told": count(c), "percent": percent(c / whole)}
+        {
+            "runs": str(i),
+            "series": name,
+            "share": c / sum(counts),
+            "told": count(c),
+            "percent": percent(c / sum(counts)),
+        }
+        for name, counts in shown.items()
         for i, c in enumerate(counts)
     ]
     chart = (
         alt.Chart(named(), width="container", height=190)
-        .mark_bar(color="var(--accent)", cornerRadiusEnd=1)
+        .mark_bar(cornerRadiusEnd=1)
         .encode(
             x=alt.X("runs:O", title="changed in this many runs", axis=alt.Axis(labelAngle=0)),
+            xOffset=alt.XOffset("series:N", sort=list(shown)),
             y=alt.Y("share:Q", title="share of the weights", axis=alt.Axis(format="%", tickCount=5)),
-            tooltip=[
-                alt.Tooltip("runs:O"),
-                alt.Tooltip("told:N", title="weights"),
-                alt.Tooltip("percent:N", title="share"),
-            ],
+            color=alt.Color("series:N", scale=alt.Scale(domain=list(shown), range=list(COLOURS[: len(shown)]))),
+            tooltip=[alt.Tooltip("runs:O"), alt.Tooltip("series:N"), alt.Tooltip("told:N", title="weights"),
+                     alt.Tooltip("percent:N", title="share")],
         )
-    )
-    return finished(chart, rows)
+    )  # fmt: skip
+    return finished(chart, rows, letters=14)
 
 
 STEPS = {
     "density": ("Share of weights changed", "%"),
+    "changed_since_previous": ("Share changed since the step before", "%"),
+    "relative_delta_norm": ("‖D‖ / ‖W₀‖", "~g"),
     "jaccard_end": ("Jaccard with the last step", "~g"),
+    "subspace_end": ("Subspace of D, similarity with the last step", "~g"),
+    "rank1_share": ("Share of the rank-1 part of D", "%"),
     "nss_mean": ("NSS, mean", "~g"),
     "angle_max_deg": ("Largest principal angle, degrees", "~g"),
-    "relative_delta_norm": ("‖D‖ / ‖W₀‖", "~g"),
-    "never": ("Never moved so far", "%"),
-    "cancelled": ("Moved, but back again", "%"),
-    "effective": ("Moved, and still moved", "%"),
-    "linearity_r2": ("Linearity of the path, R²", "~g"),
-    "rank1_share": ("Share of the rank-1 part of D", "%"),
-    "subspace_end": ("Subspace similarity with the last step", "~g"),
+}
+NULLS = {
+    "matched": "magnitude null",
+    "chance": "chance",
+    "gauss": "N-gauss",
+}  # endings of the columns that hold a null
+PATH = {
+    "never": "never moved, share of the weights",
+    "cancelled": "moved, but back again at the end",
+    "effective": "moved, and still moved at the end",
+    "linearity_r2": "linearity of the path, R²",
+    "linearity_r2_random_walk": "… of a random walk with as many steps",
+    "straight_share": "weights that moved in one direction only, share of those that moved",
 }
 
 
+def path(found: Any) -> list[tuple[str, str]]:
+    """The numbers of the whole path in words: (name, value)."""
+    if not isinstance(found, Mapping):
+        return []
+    known = [(name, found[key]) for key, name in PATH.items() if isinstance(found.get(key), int | float)]
+    return [(name, plain(value) if "R²" in name or "walk" in name else percent(value)) for name, value in known]
+
+
 def trajectory(steps: Any) -> list[tuple[str, Spec]]:
-    """One small chart for every number that the steps of a run carry: (title, specification)."""
+    """One small chart for every number that the steps of a run carry, beside its null: (title, specification)."""
     if not isinstance(steps, list) or len(steps) < 2:
         return []
-    keys = dict.fromkeys(key for step in steps for key in step)
+    nulls = {f"{key}_{end}": (key, name) for key in STEPS for end, name in NULLS.items()}
+    keys = dict.fromkeys(key for step in steps for key in step if key not in nulls and key not in ("label", "step"))
     drawn = []
     for key in [k for k in STEPS if k in keys] + [k for k in keys if k not in STEPS]:
+        title, form = STEPS.get(key, (key.replace("_", " "), "~g"))
+        series = {key: "observed"} | {null: name for null, (of, name) in nulls.items() if of == key}
         rows = [
-            {"at": i, "step": str(step.get("label", i)), "value": value}
+            {"step": str(step.get("label", i)), "series": name, "value": value}
+            for column, name in series.items()
             for i, step in enumerate(steps)
-            if (value := _single(step.get(key))) is not None
+            if (value := _single(step.get(column))) is not None
         ]
-        if len(rows) >= 2:
-            drawn.append(
-                (STEPS.get(key, (key.replace("_", " "), "~g"))[0], _line(rows, STEPS.get(key, ("", "~g"))[1]))
-            )
+        if sum(row["series"] == "observed" for row in rows) >= 2:
+            drawn.append((title, _line(rows, form, [str(step.get("label", i)) for i, step in enumerate(steps)])))
     return drawn
 
 
-def _line(rows: list[dict[str, Any]], form: str) -> Spec:
-    base = alt.Chart(named(), width="container", height=130).encode(
-        x=alt.X("step:N", sort=None, title=None, axis=alt.Axis(labelAngle=0, labelOverlap=True)),
+def _line(rows: list[dict[str, Any]], form: str, order: Sequence[str]) -> Spec:
+    names = list(dict.fromkeys(row["series"] for row in rows))
+    legend = alt.Legend(symbolType="stroke", symbolSize=220, symbolStrokeWidth=2.5) if len(names) > 1 else None
+    colours = ["var(--accent)"] + ["var(--warm)" if name == "magnitude null" else "var(--faint)" for name in names[1:]]
+    base = alt.Chart().encode(
+        x=alt.X("step:N", sort=list(order), title=None, axis=alt.Axis(labelAngle=0, labelOverlap=True)),
         y=alt.Y("value:Q", title=None, axis=alt.Axis(format=form, tickCount=4), scale=alt.Scale(zero=False)),
-        tooltip=[alt.Tooltip("step:N"), alt.Tooltip("value:Q", format=".4~g")],
+        color=alt.Color("series:N", scale=alt.Scale(domain=names, range=colours), legend=legend),
+        tooltip=[alt.Tooltip("step:N"), alt.Tooltip("series:N"), alt.Tooltip("value:Q", format=".4~g")],
     )
-    return finished(
-        alt.layer(base.mark_line(color="var(--accent)"), base.mark_point(color="var(--accent)", size=45)), rows
+    layers = alt.layer(base.mark_line(), base.mark_point(size=45), data=named()).properties(
+        width="container", height=130
     )
+    return finished(layers, rows, letters=14)
 
 
 def _single(value: Any) -> float | None:

@@ -11,12 +11,12 @@ function closeupRows(hints) {
   const found = [];
   let based = false;
   const tensor = page.closeups.tensors[chosen];
-  for (const run of Object.keys(tensor.runs).sort((a, b) => a - b)) {
+  for (const run of Object.keys(tensor.runs).sort()) {
     for (const [curve, series] of Object.entries(hints.curves)) {
       const kept = tensor.runs[run][curve];
       if (!kept || (curve === hints.base && based)) continue;
       based = based || curve === hints.base;
-      const label = curve === hints.base ? "base" : page.labels[run];
+      const label = curve === hints.base ? "base" : run === "null" ? "magnitude null" : page.labels[run];
       page.closeups.axes[kept[0]].forEach((x, i) => found.push({ run: label, series, x, y: kept[1][i] }));
     }
   }

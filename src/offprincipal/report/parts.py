@@ -12,7 +12,13 @@ from offprincipal.report import cells, charts, closeup, many, numbers, palette, 
 from offprincipal.report.reading import Comparison
 from offprincipal.report.words import NONE, percent, plain, points
 
-LONG = ("runs", "consensus", "trajectory", "definitions")  # keys of the summary that have a section of their own
+LONG = (
+    "runs",
+    "consensus",
+    "trajectory",
+    "path",
+    "definitions",
+)  # keys of the summary that have a section of their own
 ORIGIN = ("ref", "commit", "identity", "content_sha256", "dtypes", "architecture")  # where a run comes from
 TABLE_LIMIT = 8000  # rows of the table in the page; beyond it experts other than the first are left to tensors.parquet
 
@@ -41,7 +47,9 @@ def parts(comparison: Comparison) -> dict[str, Any]:
     table, cut = _table(comparison)
     words = {
         "told": told, "signs": _signs(told), "glance": story.glance(told), "overlaps": _overlap_table(told),
-        "shown": shown, "steps": [title for title, _ in steps], "agree": [_pair(pair) for pair in agree],
+        "shown": shown,
+        "path": many.path(comparison.summary.get("path")),
+        "steps": [title for title, _ in steps], "agree": [_pair(pair) for pair in agree],
         "stripes": [(a, kind, _r(row), _r(column)) for a, kind, row, column in closeup.stripes(labels, found)],
         "has": set(drawn), "labels": labels, "base": _base(comparison.summary.get("base")),
         "missing": _missing(comparison, drawn), "unpaired": comparison.unpaired, "cut": cut,

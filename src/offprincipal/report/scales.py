@@ -71,8 +71,9 @@ def stepped(colours: Sequence[str], labels: Sequence[str], length: int = 290) ->
     Where the labels would touch, every second one is left blank; ``length`` is the legend's, in pixels.
     """
     shown = list(labels)
-    if 5.6 * max(len(label) for label in shown) + 6 > length / len(colours):
-        shown = [label if i % 2 == 0 else "" for i, label in enumerate(shown)]
+    if 7 * max(len(label) for label in shown) + 5 > length / len(colours):
+        last = len(shown) - 1 if shown[0].startswith("−") else 10**6  # a ramp around zero is thinned from both ends
+        shown = [label if min(i, last - i) % 2 == 0 else "" for i, label in enumerate(shown)]
     edges = [i + 0.5 for i in range(len(shown))]
     told = f"{json.dumps(shown, ensure_ascii=False)}[round(datum.value - 0.5)]"
     legend = alt.Legend(type="gradient", labelExpr=told,

@@ -14,9 +14,10 @@
     int: (v) => v.toLocaleString("en-US"),
     pct: (v) => `${(100 * v).toFixed(2)} %`,
     pts: (v) => `${v < 0 ? "−" : "+"}${Math.abs(100 * v).toFixed(2)}`,
-    g: (v) => (Math.abs(v) >= 100 ? Math.round(v).toLocaleString("en-US") : String(Number(v.toPrecision(3)))).replace("-", "−"),
+    g: (v) => (Math.abs(v) >= 100 ? Math.round(v).toLocaleString("en-US") : v === 0 ? "0" : v.toPrecision(3)).replace("-", "−"),
     sci: (v) => {
-      if (v === 0 || Math.abs(v) >= 0.01) return String(Number(v.toPrecision(3)));
+      if (v === 0) return "0";
+      if (Math.abs(v) >= 0.00995) return v.toPrecision(2);
       const [mantissa, exponent] = v.toExponential(1).split("e");
       return `${mantissa} × 10${[...exponent.replace("+", "")].map((d) => digits[d]).join("")}`;
     },
