@@ -1,0 +1,139 @@
+"""``offprincipal lab run``: the base and its four arms, one folder each. Safe to stop and run again."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import offprincipal
+from offprincipal.errors import InputError, UsageError
+from offprincipal.lab.judge import compare_arms
+from offprincipal.lab.pretrain import pretrain
+from offprincipal.lab.progress import Progress, silent
+from offprincipal.lab.quiet import quiet, stage_seed
+from offprincipal.lab.rlvr import reinforce
+from offprincipal.lab.settings import Preset, find_preset
+from offprincipal.lab.sft import tune_on_answers
+from offprincipal.lab.world import load_arm, save_arm
+
+ARMS = {"sft": tune_on_answers, "sft-off": tune_on_answers, "rlvr-1": reinforce, "rlvr-2": reinforce}
+STAGES = ("base", *ARMS)
+NEEDED = ("transformers", "trl", "datasets", "accelerate")
+
+
+@dataclass(frozen=True)
+class LabRun:
+    """Where the laboratory lies: its folder, preset and seed, and per stage the folder and the content of run.json."""
+
+    out: Path
+    preset: Preset
+    seed: int
+    folders: dict[str, Path]
+    records: dict[str, dict[str, Any]]
+
+
+def run_lab(out: Path, preset: str | Preset = "tiny", seed: int = 0, progress: Progress = silent) -> LabRun:
+    """Train the base and its arms into ``out``, skipping what is finished there.
+
+    ``out/<stage>/`` is a Hugging Face folder in bfloat16 with its float32 weights in ``master/`` and its settings,
+    versions and measurements in ``run.json``; stages are base, sft, sft-off, rlvr-1, rlvr-2. Every arm starts at the
+    base as it is stored, in bfloat16. On one machine with the same number of threads, the same preset and seed give
+    the same weights, stopped in between or not.
+
+    Args:
+        out: the folder; made if it is missing.
+        preset: a name of `offprincipal.lab.settings.PRESETS`, or a preset of your own.
+        seed: decides problems, first weights, order and samples, each through a hash with the stage's name.
+        progress: called as ``progress(stage, done, total)`` after every step.
+
+    Raises:
+        UsageError: an unknown preset, or the extra ``lab`` is not installed.
+        InputError: ``out`` holds something else, such as a run of another preset or seed, or cannot be written.
+    """
+    settings = find_preset(preset) if isinstance(preset, str) else preset
+    _need_extra()
+    out = Path(out)
+    _claim(out, settings, seed)
+    for stage in STAGES:
+        if not (out / stage).exists():
+            _run_stage(out, stage, settings, seed, progress)
+    folders = {stage: out / stage for stage in STAGES}
+    records = {stage: json.loads((folder / "run.json").read_text()) for stage, folder in folders.items()}
+    return LabRun(out, settings, seed, folders, records)
+
+
+def _need_extra() -> None:
+    for name in NEEDED:
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            do_next = "install the extra: pip install offprincipal[lab]"
+            raise UsageError("run the laboratory", f"{name} is not installed", do_next) from None
+
+
+def _claim(out: Path, preset: Preset, seed: int) -> None:
+    """Write what this folder is for, or check that it is for this."""
+    asked, mark = f"run the laboratory in {str(out)!r}", out / "lab.json"
+    wanted = {"schema_version": 1, "seed": seed, "preset": dataclasses.asdict(preset)}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if mark.exists():
+            found = json.loads(mark.read_text())
+        elif any(out.iterdir()):
+            raise InputError(asked, "the folder holds something else", "give an empty or a new folder")
+        else:
+            partial = out / ".lab.json.partial"
+            partial.write_text(json.dumps(wanted, indent=1) + "\n")
+            partial.rename(mark)
+            return
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(asked, str(error), "give a folder that can be written") from error
+    if found != wanted:
+        preset_found = found.get("preset") if isinstance(found, dict) else None
+        name = preset_found.get("name") if isinstance(preset_found, dict) else None
+        made = f"it was made with other settings (preset {name!r}, seed {found.get('seed') if name else None})"
+        raise InputError(asked, made, "give another folder, or the same preset and seed to go on")
+
+
+def _run_stage(out: Path, stage: str, preset: Preset, seed: int, progress: Progress) -> None:
+    """Train, judge and write one stage; it appears under its name only when it is whole."""
+    partial = out / f".{stage}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    started = time.monotonic()
+    own = stage_seed(seed, stage)
+    with quiet(own):
+        if stage == "base":
+            model, tokenizer = pretrain(preset, seed=own, data_seed=seed, progress=progress)
+        else:
+            model, tokenizer = load_arm(out / "base")
+            ARMS[stage](model, tokenizer, preset, arm=stage, seed=own, data_seed=seed, progress=progress)
+        trained = time.monotonic()
+        save_arm(model, tokenizer, partial)
+        record = {
+            "stage": stage,
+            "seed": seed,
+            "stage_seed": own,
+            "settings": dataclasses.asdict(preset),
+            "versions": _versions(),
+            "threads": torch.get_num_threads(),
+            "parameters": model.num_parameters(),
+            "seconds_training": round(trained - started, 1),
+            **compare_arms(partial if stage == "base" else out / "base", partial, preset, data_seed=seed),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+    (partial / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(partial, out / stage)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", *NEEDED, "tokenizers", "safetensors", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {"offprincipal": offprincipal.__version__, "python": platform.python_version(), **versions}
