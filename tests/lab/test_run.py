@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_weights_and_a_stop_changes_nothing(
     told = []
     run_lab(tmp_path / "again", preset="micro", seed=3, progress=lambda *step: told.append(step))
     assert {stage for stage, _, _ in told} == {"sft-off", "rlvr-1", "rlvr-2"}
-    assert told[0] == ("sft-off", 1, 2)
+    assert told[0] == ("sft-off", 0, 2)
     assert (tmp_path / "again/base/model.safetensors").stat().st_mtime_ns == kept
     assert _weights(tmp_path / "again") == _weights(finished.out)
     run_lab(tmp_path / "again", preset="micro", seed=3, progress=lambda *step: pytest.fail("nothing was left to do"))

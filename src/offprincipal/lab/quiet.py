@@ -102,6 +102,11 @@ def train(trainer: "Trainer", stage: str, progress: "Progress") -> None:
     from transformers import PrinterCallback, TrainerCallback
 
     class Tell(TrainerCallback):
+        def on_train_begin(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+        ) -> None:
+            progress(stage, 0, state.max_steps)
+
         def on_step_end(
             self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
         ) -> None:

@@ -79,7 +79,7 @@ PRESETS = {
             max_new_tokens=8,
         ),
         Preset(
-            name="tiny",  # 0.6 M parameters, two CPU cores, minutes
+            name="tiny",  # 0.5 M parameters, two CPU cores, minutes
             decoder=Decoder(width=128, layers=3, heads=4, kv_heads=2, head_dim=32, mlp_width=320),
             pretrain=Steps(steps=300, batch=256, learning_rate=3e-3),
             sft=Steps(steps=50, batch=128, learning_rate=5e-5),
@@ -90,7 +90,7 @@ PRESETS = {
             judged_samples=8,
         ),
         Preset(
-            name="small",  # 39 M parameters, one GPU, under twenty minutes
+            name="small",  # 38 M parameters, one GPU, meant for under twenty minutes
             decoder=Decoder(width=512, layers=12, heads=8, kv_heads=4, head_dim=64, mlp_width=1536),
             pretrain=Steps(steps=3000, batch=512, learning_rate=1e-3),
             sft=Steps(steps=200, batch=256, learning_rate=5e-5),
