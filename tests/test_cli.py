@@ -95,6 +95,44 @@ def test_strict_fails_with_one(checkpoint, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_shards_then_the_same_command_gathers(checkpoint, tmp_path):
+    base, run_ = checkpoint("base"), checkpoint("rl", delta=3e-5)
+    common = ["compare", base, run_, "-o", tmp_path / "out", "--no-geometry", "--no-report"]
+    for index in (0, 1):
+        done = run(*common, "--num-shards", 2, "--shard-index", index)
+        assert done.returncode == 0, done.stderr
+    assert "0 tensors of the whole are missing" in done.stderr
+    assert run(*common).returncode == 0
+    alone = run(*common, "--num-shards", 2)
+    assert (alone.returncode, "only one of --num-shards and --shard-index" in alone.stderr) == (2, True)
+
+
+def test_report_is_drawn_by_compare_and_again(checkpoint, tmp_path):
+    done = run("compare", checkpoint("base"), checkpoint("rl", delta=3e-5), "-o", tmp_path / "out")
+    page = tmp_path / "out" / "report.html"
+    assert f"report: {page}" in done.stderr
+    page.unlink()
+    again = run("report", tmp_path / "out")
+    assert again.returncode == 0, again.stderr
+    assert page.stat().st_size > 100_000
+    assert run("report", tmp_path).returncode == 3
+
+
+def test_cache_is_shown_and_cleared(checkpoint, tmp_path):
+    run("compare", checkpoint("base"), checkpoint("rl", delta=3e-5), "-o", tmp_path / "out", "--no-report")
+    shown = json.loads(run("cache", "--json").stdout)
+    assert shown["matrices"] >= 14
+    assert "cleared" in run("cache", "--clear").stdout
+    assert json.loads(run("cache", "--json").stdout)["matrices"] == 0
+
+
+def test_inspect_plan_estimates_from_headers(checkpoint):
+    done = run("inspect", checkpoint("base"), "--plan")
+    assert done.returncode == 0, done.stderr
+    assert "estimated from headers" in done.stdout
+    assert json.loads(run("inspect", checkpoint("base2"), "--plan", "--json").stdout)["plan"]["tensors"] == 21
+
+
 @pytest.mark.parametrize("verb", verbs())
 def test_every_verb_has_help_an_example_and_a_page(verb):
     command = verbs()[verb]
@@ -112,10 +150,15 @@ def test_flags_are_frozen():
         for verb, command in verbs().items()
     }
     assert flags == {
-        "inspect": ["--all", "--json", "--offline"],
-        "compare": ["--device", "--jobs", "--json", "--offline", "--out", "--seed", "--strict"],
+        "inspect": ["--all", "--json", "--offline", "--plan", "--runs"],
+        "compare": [
+            "--device", "--engine", "--jobs", "--json", "--no-cache", "--no-geometry", "--no-report", "--num-shards",
+            "--offline", "--out", "--seed", "--shard-index", "--strict", "--trajectory",
+        ],
+        "report": ["--figures"],
+        "cache": ["--clear", "--json"],
         "lab run": ["--json", "--out", "--preset", "--seed"],
-    }
+    }  # fmt: skip
 
 
 def test_import_is_light():

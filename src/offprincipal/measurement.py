@@ -4,20 +4,23 @@ What it is: the bridge from a picklable `Task` to plain data, run wherever the e
 and each tuned side in turn, so that memory is that of one pair however many runs there are.
 """
 
-import hashlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from offprincipal.across import Together
 from offprincipal.factors import FactorCache
 from offprincipal.geometry import Base
+from offprincipal.measures.bits import changed
+from offprincipal.measures.picture import cells
 from offprincipal.pairs import Pair, Part
-from offprincipal.rows import Settings, measure
+from offprincipal.rows import Curve, Settings, measure
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,14 @@ class Task:
         pairs: label and pair of each run that has the tensor.
         settings: what is measured and how.
         runs: labels of all runs of the comparison, in order.
+        picture: also keep a small picture of its masks for the report.
     """
 
     name: str
     pairs: tuple[tuple[str, Pair], ...]
     settings: Settings
     runs: tuple[str, ...] = ()
+    picture: bool = False
 
     @property
     def steps(self) -> tuple[float, ...] | None:
@@ -80,16 +85,19 @@ def measure_tensor(task: Task) -> tuple[str, dict[str, Any]]:
     together = Together(labels, task.steps, task.pairs[0][1], task.settings.seed) if len(labels) > 1 else None
     factors = Held(FactorCache() if task.settings.cache else None)
     loaded: tuple[Part, Tensor, Future[str]] | None = None
-    with ThreadPoolExecutor(2) as hashing:  # hashlib lets other threads run: the hashes come while the sweep counts
+    with ThreadPoolExecutor(2) as aside:  # reading and hashing let other threads run
         for label, pair in task.pairs:
+            arriving = aside.submit(pair.tuned.load)
             if loaded is None or loaded[0] != pair.base:
                 before = pair.base.load()
-                loaded = pair.base, before, hashing.submit(content_hash, before)
+                loaded = pair.base, before, aside.submit(content_hash, before)
             _, before, base_hash = loaded
-            after = pair.tuned.load()
-            tuned_hash = hashing.submit(content_hash, after)
+            after = arriving.result()
+            tuned_hash = aside.submit(content_hash, after)
             measured = measure(pair, before, after, task.settings, factors)
-            measured.columns.update(base_sha256=base_hash.result(), tuned_sha256=tuned_hash.result())
+            measured.columns.update(base_xxh3=base_hash.result(), tuned_xxh3=tuned_hash.result())
+            if task.picture and factors.base is not None:
+                measured.curves.extend(_pictures(before, after, factors.base))
             part["rows"].append({"run": label, **measured.columns})
             part["curves"].extend([label, name, x.tolist(), y.tolist()] for name, x, y in measured.curves)
             if together:
@@ -99,8 +107,19 @@ def measure_tensor(task: Task) -> tuple[str, dict[str, Any]]:
     return task.name, part
 
 
+def _pictures(before: Tensor, after: Tensor, base: Base) -> list[Curve]:
+    """The update mask and the principal mask as densities per cell; x is the cell's number, row after row."""
+    principal = base.levels.principal()[base.levels.level.to(torch.int64)].reshape(before.shape)
+    masks = {"mask_update": changed(before, after), "mask_principal": principal}
+    flat = {name: cells(mask).flatten().numpy() for name, mask in masks.items()}
+    return [(name, np.arange(len(values), dtype=np.float64), values) for name, values in flat.items()]
+
+
 def content_hash(tensor: Tensor) -> str:
-    """sha256 (hex) of dtype, shape and stored bytes; the same wherever and however the tensor is stored."""
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    """128-bit xxh3 (hex) of dtype, shape and stored bytes; the same wherever and however the tensor is stored.
+
+    It tells tensors apart, at the speed of memory; it is no defence against somebody who wants two to look alike.
+    """
+    digest = xxhash.xxh3_128(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

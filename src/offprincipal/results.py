@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -20,6 +21,7 @@ from offprincipal.across import table as across_table
 from offprincipal.checkpoint import Checkpoint
 from offprincipal.errors import InputError
 from offprincipal.measurement import Task
+from offprincipal.measures.picture import grid
 from offprincipal.pairs import Plan
 from offprincipal.rows import CURVES, SCHEMA, Settings
 from offprincipal.store import SCHEMA_VERSION, Store, write_file
@@ -121,9 +123,11 @@ def write_results(
     ]
     write_file(directory / "unpaired.json", json.dumps(unpaired, indent=1).encode())
     runs = [_run(label, plan, tables.pick(rows, "run", label)) for label, plan in plans.items()]
+    for run in runs:
+        run |= _picture(tasks, run["label"])
     summary = {
         "schema_version": SCHEMA_VERSION,
-        "base": {**_described(base), "content_sha256": _content(rows, "base_sha256")},
+        "base": {**_described(base), "content_xxh3": _content(rows, "base_xxh3")},
         "runs": runs,
         **_several(across, runs),
         "unpaired_count": len(unpaired),
@@ -134,6 +138,16 @@ def write_results(
         "command": command,
     }
     write_file(directory / "summary.json", json.dumps(summary, indent=1, allow_nan=False).encode())
+
+
+def _picture(tasks: Sequence[Task], label: str) -> dict[str, Any]:
+    """Which matrix has curves ``mask_update`` and ``mask_principal``, and how many cells they have."""
+    for task in tasks:
+        shape = dict(task.pairs)[label].shape if task.picture and label in dict(task.pairs) else None
+        if shape is not None:
+            rows, columns = grid((shape[0], shape[1]))
+            return {"mask_picture": {"tensor": task.name, "rows": rows, "cols": columns}}
+    return {}
 
 
 def _several(across: Mapping[str, list[dict[str, Any]]], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -186,8 +200,8 @@ class _CurveWriter:
 
     def add(self, tensor: str, curves: Sequence[Sequence[Any]]) -> None:
         for run, name, x, y in curves:
-            columns = [pa.array([word] * len(x), pa.string()) for word in (run, tensor, name)]
-            values = [pa.array(numbers, pa.float64()) for numbers in (x, y)]
+            columns = [pa.repeat(pa.scalar(word, pa.string()), len(x)) for word in (run, tensor, name)]
+            values = [pa.array(np.asarray(numbers, np.float64)) for numbers in (x, y)]
             self.pending.append(pa.Table.from_arrays(columns + values, schema=CURVES))
             self.held += len(x)
         if self.held >= POINTS:
@@ -227,11 +241,11 @@ def _write_parquet(file: Path, table: pa.Table) -> None:
 
 def _run(label: str, plan: Plan, rows: pa.Table) -> dict[str, Any]:
     numbers = tables.without_nonfinite(tables.model(rows))
-    content = _content(rows, "tuned_sha256")
+    content = _content(rows, "tuned_xxh3")
     return {
         "label": label,
         **_described(plan.tuned),
-        "content_sha256": content,
+        "content_xxh3": content,
         **numbers,
         "unpaired_count": len(plan.unpaired),
     }

@@ -225,7 +225,7 @@ SCHEMA = pa.schema(
         *_fields(pa.float64(), "low_alpha"),
         *_mask_fields("low"),
         *_fields(pa.float64(), "rounding_scale"),
-        *_fields(pa.string(), "base_sha256 tuned_sha256"),
+        *_fields(pa.string(), "base_xxh3 tuned_xxh3"),
         *_fields(pa.int64(), "geometry_holes"),
         *_fields(pa.float64(), "spectrum_base_sq spectrum_shift_sq base_s1 tuned_s1 delta_s1 base_stable_rank"),
         *_fields(pa.float64(), "delta_entropy_rank"),

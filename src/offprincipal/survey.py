@@ -51,7 +51,18 @@ class Survey:
         for label, plan in self.plans.items():
             for each in plan.pairs:
                 names.setdefault(each.name, []).append((label, each))
-        return [Task(name, tuple(pairs), self.settings, tuple(self.plans)) for name, pairs in names.items()]
+        shown = self.pictured(names) if self.settings.geometry else None
+        return [
+            Task(name, tuple(pairs), self.settings, tuple(self.plans), picture=name == shown)
+            for name, pairs in names.items()
+        ]
+
+    @staticmethod
+    def pictured(names: Mapping[str, list]) -> str | None:
+        """The matrix whose masks the report shows: an output projection in the middle (as PNT Fig. 7), else any."""
+        inside = [(name, pairs[0][1].place) for name, pairs in names.items() if pairs[0][1].place.linear]
+        found = [name for name, place in inside if place.kind == "o"] or [name for name, _ in inside]
+        return found[len(found) // 2] if found else None
 
 
 def compare(

@@ -206,21 +206,30 @@ def fill_joint(before, after, mask, counts):
 
 
 @_compiled
-def fill_first(before, after, codes, quotas, seen, hits):
-    """Count changed entries among the first ``quotas[i]`` of magnitude code ``codes[i]``; equal codes may repeat.
-
-    Flat uint16 codes, called block after block with the same `seen` (entries met) and `hits` (changed among them).
-    A bit set of the wanted codes keeps the common case, an unwanted code, to one look-up.
-    """
-    wanted = np.zeros(32768, np.bool_)
-    for code in codes:
-        wanted[code] = True
+def first_changed(before, after, code, quota):
+    """How many of the first `quota` entries of this magnitude code changed (flat uint16 codes)."""
+    moved = 0
     for j in range(before.size):
-        code = before[j] & u16(0x7FFF)
-        if wanted[code]:
-            x, y = before[j], after[j]
-            moved = (x != y) & (((x | y) & u16(0x7FFF)) != u16(0))
-            for i in range(codes.size):
-                if codes[i] == code and seen[i] < quotas[i]:
-                    seen[i] += 1
-                    hits[i] += moved
+        if quota == 0:
+            break
+        if u16(before[j] & u16(0x7FFF)) == code:
+            quota -= 1
+            moved += (before[j] != after[j]) & (u16((before[j] | after[j]) & u16(0x7FFF)) != u16(0))
+    return moved
+
+
+@_compiled
+def count_code(before, after, code):
+    """How many entries of flat uint16 codes have this magnitude code, and how many of those changed."""
+    total, moved = 0, 0
+    for start in range(0, before.size, 1 << 15):
+        x, y = before[start : start + (1 << 15)], after[start : start + (1 << 15)]
+        n, k = u16(0), u16(0)
+        for j in range(x.size):
+            hit = u16(x[j] & u16(0x7FFF)) == code
+            differs = (x[j] != y[j]) & (u16((x[j] | y[j]) & u16(0x7FFF)) != u16(0))
+            n = u16(n + (u16(1) if hit else u16(0)))
+            k = u16(k + (u16(1) if hit & differs else u16(0)))
+        total += n
+        moved += k
+    return total, moved

@@ -235,21 +235,27 @@ def low_changed(
     quota = torch.tensor(list(ones)) - (reached - counts.code_total)[last]
     whole = quota >= counts.code_total[last]
     partial = torch.where(whole, counts.code_changed[last], 0)
-    open_ended = (~whole & (quota > 0)).nonzero().flatten()
-    partial[open_ended] = _first_changed(before, after, last[open_ended], quota[open_ended])
+    ends = (~whole & (quota > 0)).nonzero().flatten().tolist()
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        found = threads.map(lambda i: _first_changed(before, after, int(last[i]), int(quota[i])), ends)
+        for i, changed in zip(ends, found, strict=True):
+            partial[i] = changed
     return (changed_below[last] + partial).tolist()
 
 
-def _first_changed(before: Tensor, after: Tensor, codes: Tensor, quotas: Tensor) -> Tensor:
-    """Changed entries among the first `quotas[i]` entries, in flat order, of magnitude code `codes[i]`."""
-    order = torch.argsort(codes, stable=True)
-    sorted_codes, sorted_quotas = codes[order].to(torch.int32), quotas[order].numpy()
-    left, right = before.reshape(-1), after.reshape(-1)
-    seen, hits = np.zeros(len(codes), np.int64), np.zeros(len(codes), np.int64)
-    for start in range(0, left.numel() if len(codes) else 0, BLOCK):
+def _first_changed(before: Tensor, after: Tensor, code: int, quota: int) -> int:
+    """Changed entries among the first `quota` entries, in flat order, of one magnitude code.
+
+    Whole blocks are counted by vector code; only the block in which the quota ends is walked entry by entry.
+    """
+    left, right, hits, wanted = before.reshape(-1), after.reshape(-1), 0, np.uint16(code)
+    for start in range(0, left.numel(), BLOCK):
         x, y = (_codes(t[start : start + BLOCK]) for t in (left, right))
-        _bf16_pass.fill_first(x, y, sorted_codes.numpy(), sorted_quotas, seen, hits)
-    return torch.zeros_like(codes).scatter_(0, order, torch.from_numpy(hits))
+        found, moved = _bf16_pass.count_code(x, y, wanted)
+        if found >= quota:
+            return hits + int(_bf16_pass.first_changed(x, y, wanted, quota))
+        hits, quota = hits + moved, quota - found
+    return hits
 
 
 def _codes(weights: Tensor) -> np.ndarray:

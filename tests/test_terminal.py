@@ -1,0 +1,36 @@
+"""What a person reads: dashes for what is not there, and the words that explain a null."""
+
+import io
+
+from rich.console import Console
+
+from offprincipal import compare
+from offprincipal.terminal import print_comparison, progress_bar
+
+
+def printed(result) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    print_comparison(result.summary, result.table(), console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_identical_checkpoints_print_dashes_not_errors(checkpoint):
+    base = checkpoint("base")
+    text = printed(compare(base, {"same": base}))
+    assert "100.0 %" in text
+    assert "Changes that fall into" not in text
+
+
+def test_every_overlap_stands_beside_its_nulls(checkpoint):
+    text = printed(compare(checkpoint("base"), {"rl": checkpoint("rl", delta=3e-5)}))
+    assert "Changes that fall into the half largest in the rank-64 part" in text
+    assert "the magnitude null equals the observation by construction" in text
+    for word in ("chance", "rounding null", "magnitude null", "excess over magnitude", "energy lift", "NSS mean"):
+        assert word in text
+
+
+def test_progress_without_a_terminal_is_a_line_per_tenth(capsys):
+    with progress_bar("tensors") as tell:
+        for done in range(101):
+            tell(done, 100, "x")
+    assert len(capsys.readouterr().err.splitlines()) == 11
