@@ -251,7 +251,7 @@ def _first_changed(before: Tensor, after: Tensor, code: int, quota: int) -> int:
     left, right, hits, wanted = before.reshape(-1), after.reshape(-1), 0, np.uint16(code)
     for start in range(0, left.numel(), BLOCK):
         x, y = (_codes(t[start : start + BLOCK]) for t in (left, right))
-        found, moved = _bf16_pass.count_code(x, y, wanted)
+        found, moved = (int(n) for n in _bf16_pass.count_code(x, y, wanted))
         if found >= quota:
             return hits + int(_bf16_pass.first_changed(x, y, wanted, quota))
         hits, quota = hits + moved, quota - found
