@@ -48,7 +48,7 @@ def fingerprint(weight: Tensor) -> str:
 
 def _bytes(tensor: Tensor) -> memoryview:
     """The stored bytes, without a copy where the tensor is contiguous on the CPU."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _default_folder() -> Path:

@@ -85,6 +85,8 @@ def print_comparison(summary: Mapping[str, Any], rows: pa.Table, console: Consol
             console.print(_overlap_table(runs, mask, title))
     if any(run.get("nss_mean") is not None for run in runs):
         console.print(_geometry_table(runs))
+    if summary.get("consensus"):
+        console.print(_consensus_table(summary["consensus"]))
     for run in runs:
         own = tables.pick(rows, "run", run["label"])
         for by in ("kind", "layer"):
@@ -130,7 +132,7 @@ def _overlap_table(runs: Sequence[Mapping[str, Any]], mask: str, title: str) -> 
         ]
         for run in runs
     ]
-    columns = ("run", "share of changes", "chance", "rounding null", "magnitude null", "excess over magnitude", "z")
+    columns = ("run", "share of changes", "chance", "rounding null", "magnitude null", "excess, points", "z")
     caption = (
         "This mask is a function of |W0|, so the magnitude null equals the observation by construction: read the "
         "rounding null."
@@ -165,6 +167,13 @@ def _geometry_table(runs: Sequence[Mapping[str, Any]]) -> Table:
         "largest angle, degrees",
     )
     return _table("Spectrum and subspaces", columns, rows, "energy lift and kappa_spec are 1 for isotropic noise")
+
+
+def _consensus_table(consensus: Mapping[str, Any]) -> Table:
+    keys = ("jaccard", "jaccard_bernoulli", "jaccard_matched", "excess_z")
+    rows = [[f"{pair['a']}, {pair['b']}", *(short(pair[key]) for key in keys)] for pair in consensus["pairs"]]
+    columns = ("runs", "Jaccard", "independent masks", "magnitude null", "z over magnitude")
+    return _table("Which weights several runs changed alike (mean over linear matrices)", columns, rows)
 
 
 def _group_table(label: str, by: str, groups: Sequence[Mapping[str, Any]]) -> Table:

@@ -45,9 +45,9 @@ def nonfinite(weight: Shaped[Tensor, "*shape"]) -> Bool[Tensor, "*shape"] | None
     >>> nonfinite(torch.ones(2)) is None, nonfinite(torch.tensor([1.0, float("nan")])).tolist()
     (True, [False, True])
     """
-    if weight.dtype == torch.bfloat16 and weight.device.type == "cpu":
-        if not _mask_pass.any_nonfinite(flat_codes(weight)):
-            return None
+    fast = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+    if fast and not _mask_pass.any_nonfinite(flat_codes(weight)):
+        return None
     found = ~torch.isfinite(weight.to(torch.float32) if weight.itemsize == 1 else weight)
     return found if bool(found.any()) else None
 

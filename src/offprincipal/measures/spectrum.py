@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
-from torch._C import _LinAlgError as LinAlgError
 
 from offprincipal.measures._slices import slices, tall
 
@@ -87,7 +86,7 @@ def eigen(square: Float[Tensor, "n n"]) -> tuple[Float[Tensor, " n"], Float[Tens
             values, vectors = torch.linalg.eigh(square)
             if _sound(square, values, vectors):
                 return values.flip(0), vectors.flip(1)
-        except LinAlgError:
+        except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
             pass  # same answer as an unsound result: the CPU does it again
     values, vectors = torch.linalg.eigh(square.cpu())
     return values.flip(0).to(square.device), vectors.flip(1).to(square.device)
@@ -130,12 +129,16 @@ def difference(
     [2.0, 2.0]
     """
     quick = max(after.shape) >= 2 * min(after.shape) and max(after.itemsize, before.itemsize) <= 2
-    for dtype in (torch.float32, torch.float64) if quick else (torch.float64,):
+
+    def attempt(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         also = watch() if watch else None
         square = gram(after, before, holes=holes, device=device, also=also, dtype=dtype).cpu().to(torch.float64)
-        squares = torch.linalg.eigvalsh(square).flip(0).clamp(min=0)
-        if float(squares[-1]) > 1e-5 * float(squares[0]) and 1e-20 < float(squares[0]) < 1e30:
-            break  # else float32 may have drowned the small end, or left its range
+        return torch.linalg.eigvalsh(square).flip(0).clamp(min=0), square
+
+    squares, square = attempt(torch.float32 if quick else torch.float64)
+    kept = float(squares[-1]) > 1e-5 * float(squares[0]) and 1e-20 < float(squares[0]) < 1e30
+    if quick and not kept:  # float32 may have drowned the small end, or left its range
+        squares, square = attempt(torch.float64)
     return squares.sqrt(), square
 
 
@@ -196,7 +199,8 @@ def factorise(
         torch.mm(part, short, out=long[start:stop])
         torch.mm(part, tail, out=small[start:stop])
     if small.numel():
-        values[head:] = _small_values(small).clamp(max=float(values[head - 1]) if head else None)
+        refined = _small_values(small)
+        values[head:] = refined.clamp(max=float(values[head - 1])) if head else refined
     long = orthonormal(long, values[:keep])
     return Factors(values, long, short) if tall(weight) is weight else Factors(values, short, long)
 
