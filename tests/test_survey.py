@@ -144,6 +144,19 @@ def test_read_only_folder_and_full_disk(checkpoint, tmp_path, monkeypatch):
     assert not list((tmp_path / "full").rglob("*.tmp"))
 
 
+def test_a_disk_that_fills_up_while_curves_are_written(checkpoint, tmp_path, monkeypatch):
+    import pyarrow.parquet as pq
+
+    def full(self: pq.ParquetWriter, table: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(InputError, match=r"cannot write .*curves.parquet'?: the system says: No space left on device"):
+        compare(checkpoint("base"), [checkpoint("a", delta=1e-5)], tmp_path / "out", geometry=False)
+    assert not list((tmp_path / "out").glob("*.parquet"))
+    assert not list((tmp_path / "out").rglob(".*.tmp"))
+
+
 def test_strict_names_what_is_left_unpaired(checkpoint, tmp_path):
     weights = tiny_weights(delta=1e-5)
     extra = {**weights, "model.layers.0.mlp.extra.weight": torch.zeros(4, 4).bfloat16()}

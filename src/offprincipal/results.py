@@ -24,7 +24,7 @@ from offprincipal.measurement import Task
 from offprincipal.measures.picture import grid
 from offprincipal.pairs import Plan
 from offprincipal.rows import CURVES, SCHEMA, Settings
-from offprincipal.store import SCHEMA_VERSION, Store, write_file
+from offprincipal.store import SCHEMA_VERSION, Store, explained, write_file
 
 ACROSS = ("consensus", "pairs", "steps", "paths")
 """Tables of several runs: one row per tensor, per tensor and pair of runs, per tensor and step, per tensor."""
@@ -192,10 +192,12 @@ class _CurveWriter:
 
     def __init__(self, file: Path):
         self.file, self.pending, self.held = file, [], 0
+        self.asked = f"write {str(file)!r}"
         self.temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
 
     def __enter__(self) -> "_CurveWriter":
-        self.writer = _opened(self.temporary, CURVES)
+        with explained(self.asked):
+            self.writer = pq.ParquetWriter(self.temporary, CURVES, compression="zstd")
         return self
 
     def add(self, tensor: str, curves: Sequence[Sequence[Any]]) -> None:
@@ -209,27 +211,20 @@ class _CurveWriter:
 
     def _flush(self) -> None:
         if self.pending:
-            self.writer.write_table(pa.concat_tables(self.pending))
+            with explained(self.asked):
+                self.writer.write_table(pa.concat_tables(self.pending))
         self.pending, self.held = [], 0
 
     def __exit__(self, kind: type | None, *rest: object) -> None:
         try:
             if kind is None:
                 self._flush()
-            self.writer.close()
-            if kind is None:
-                os.replace(self.temporary, self.file)
+            with explained(self.asked):
+                self.writer.close()
+                if kind is None:
+                    os.replace(self.temporary, self.file)
         finally:
             self.temporary.unlink(missing_ok=True)
-
-
-def _opened(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    try:
-        return pq.ParquetWriter(file, schema, compression="zstd")
-    except OSError as problem:
-        raise InputError(
-            f"write {str(file)!r}", f"the system says: {problem}", "check space and permissions"
-        ) from None
 
 
 def _write_parquet(file: Path, table: pa.Table) -> None:

@@ -37,7 +37,7 @@ class Store:
     def __init__(self, directory: Path, key: dict[str, Any]):
         self.directory, self.parts = directory, directory / "parts"
         asked = f"write into {str(directory)!r}"
-        with _explained(asked):
+        with explained(asked):
             self.parts.mkdir(parents=True, exist_ok=True)
         file = self.parts / "comparison.json"
         wanted = {"schema_version": SCHEMA_VERSION, **key}
@@ -84,7 +84,7 @@ class Store:
         import fcntl
 
         asked = f"write into {str(self.directory)!r}"
-        with _explained(asked):
+        with explained(asked):
             lock = (self.parts / f"{share}.lock").open("w")
         with lock:
             try:
@@ -127,8 +127,12 @@ def _refuse_other(asked: str, found: dict[str, Any], wanted: dict[str, Any]) -> 
 
 
 @contextmanager
-def _explained(asked: str) -> Iterator[None]:
-    """Turn the operating system's refusal into ours."""
+def explained(asked: str) -> Iterator[None]:
+    """Turn the operating system's refusal to write into ours.
+
+    Raises:
+        InputError: saying what was asked, what the system says, and what to do next.
+    """
     try:
         yield
     except OSError as problem:
@@ -146,7 +150,7 @@ def write_file(file: Path, content: bytes) -> None:
         InputError: the disk is full, or the folder cannot be written; no half-written file stays.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with _explained(f"write {str(file)!r}"):
+    with explained(f"write {str(file)!r}"):
         try:
             temporary.write_bytes(content)
             os.replace(temporary, file)

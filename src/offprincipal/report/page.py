@@ -14,6 +14,7 @@ from typing import Any
 
 from offprincipal.errors import UsageError
 from offprincipal.report.reading import Comparison, read
+from offprincipal.store import write_file
 
 EXTRAS = ("altair", "vl_convert", "jinja2")
 FIGURE_FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
@@ -40,9 +41,7 @@ def draw(directory: Path, *, figures: Path | None = None) -> Path:
     comparison = read(Path(directory))
     drawn = parts(comparison)
     out = comparison.directory / "report.html"
-    written = out.with_suffix(".html.tmp")
-    written.write_text(render(comparison, drawn), encoding="utf-8")
-    written.replace(out)
+    write_file(out, render(comparison, drawn).encode())
     if figures is not None:
         write_figures(drawn["charts"], Path(figures))
     return out
