@@ -145,11 +145,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: bytes, headers: dict[str, str], *, cut: bool = False) -> None:
         """Send it; with ``cut`` half of it, then hang up."""
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
+        # noted before the first byte goes out: the client may look at the list as soon as it has its answer
         sent = b"" if self.command == "HEAD" else body[: len(body) // 2] if cut else body
         self.hub.served.append(
             Served(
@@ -161,6 +157,11 @@ class Handler(BaseHTTPRequestHandler):
                 len(sent),
             )
         )
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
         self.wfile.write(sent)
         if cut:
             self.close_connection = True
