@@ -37,8 +37,8 @@ def commands(work: Path, out: Path) -> dict[str, list[str]]:
     second = str(make(work / "second4", 4, step=1e-5, seed=1))
     base16, run16 = str(make(work / "base16", 16)), str(make(work / "run16", 16, step=3e-5))
     chosen = {
-        "counts only, 4 blocks": [*OURS, base4, run4, "--no-geometry", "-o"],
-        "counts only, 16 blocks": [*OURS, base16, run16, "--no-geometry", "-o"],
+        "counts only, 4 blocks": [*OURS, base4, run4, "--no-geometry", "--no-report", "-o"],
+        "counts only, 16 blocks": [*OURS, base16, run16, "--no-geometry", "--no-report", "-o"],
         "all geometry, 4 blocks, no cache": [*OURS, base4, run4, "--no-cache", "-o"],
         "all geometry, 4 blocks, cached base": [*OURS, base4, second, "-o"],
         "all geometry, 16 blocks, no cache": [*OURS, base16, run16, "--no-cache", "-o"],
