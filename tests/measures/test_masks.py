@@ -1,13 +1,11 @@
 """Masks against literal sorting; the principal mask against a float64 svd; ties by flat index."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offprincipal.measures import bits, masks, spectrum
-from offprincipal.measures.levels import cross, levels
 from offprincipal.measures.seeds import torch_generator
 
 
@@ -43,31 +41,6 @@ def test_principal_mask_equals_the_svd_twin(shape, rank, alpha):
     found = masks.principal(spectrum.factorise(weight, rank), rank, alpha)
     assert int(found.sum()) == masks.count(alpha, weight.numel())
     assert torch.equal(found, literal)
-
-
-def test_levels_hold_every_mask_at_once():
-    weight = weights((96, 80))
-    factors = spectrum.factorise(weight, masks.principal_rank((96, 80), 512))
-    found = levels(weight, factors)
-    level = found.level.to(torch.int64).reshape(96, 80)
-    rank = masks.principal_rank((96, 80))
-    for alpha in masks.ALPHAS:
-        assert torch.equal(found.principal(alpha)[level], masks.principal(factors, rank, alpha))
-    assert torch.equal(found.low()[level], masks.smallest(weight, masks.count(0.5, weight.numel())))
-    assert found.ties[found.ranks.index(rank)] <= 1
-
-
-def test_cross_counts_code_level_and_change():
-    weight = weights((40, 36))
-    after = (weight.float() + 1e-4 * torch.randn(40, 36, generator=torch_generator(0, "x"))).bfloat16()
-    found = levels(weight, spectrum.factorise(weight, 18))
-    table = cross(weight, after, found.level)
-    moved = bits.changed(weight, after).flatten()
-    literal = np.zeros(tuple(table.shape), np.int64)
-    np.add.at(
-        literal, (bits.magnitude_code(weight).flatten().numpy(), found.level.flatten().numpy(), moved.int().numpy()), 1
-    )
-    assert np.array_equal(table.to(torch.int64).numpy(), literal)
 
 
 def test_overlap_lift_and_feasible_range():

@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from offprincipal.measures import _mask_pass, bits
+from offprincipal.measures._gram import EPS
 from offprincipal.measures.masks import ALPHA, ALPHAS, RANKS, count, flat_codes, mark_low, principal_rank, select
-from offprincipal.measures.spectrum import EPS, Factors
+from offprincipal.measures.spectrum import Factors
 
 LOW_BIT = 6
 """Bit of the level byte that says M_low."""

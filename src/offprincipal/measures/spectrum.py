@@ -9,7 +9,7 @@ about ``1.2 m n^2`` flops for half a Gram matrix and ``9 n^3`` for the eigenvect
 
 What it is not: a warm start. Carrying the base's eigenvectors over to W was counted and dropped: rotating the Gram
 matrix into the old basis (``4 n^3``), two smaller eigenproblems and the corrections at close gaps cost as much as the
-eigenvectors themselves (``about 6 n^3`` beyond the eigenvalues), and would still need a check.
+eigenvectors themselves (about ``6 n^3`` beyond the eigenvalues), and would still need a check.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from offprincipal.measures._gram import EPS, Update, eigen, gram
 from offprincipal.measures._slices import slices, tall
 
 TAIL = 1e-4
@@ -27,80 +28,6 @@ error is ``c eps s_1 / 2e-4``, 1e-12 s_1 times a small constant c: two digits in
 
 ACCURACY = 1e-10
 """Promised distance of a singular value from a float64 SVD, in units of the largest."""
-
-EPS = torch.finfo(torch.float64).eps
-
-Update = Callable[[int, int, Tensor], None]
-
-
-def gram(
-    weight: Shaped[Tensor, "out in"],
-    minus: Shaped[Tensor, "out in"] | None = None,
-    *,
-    holes: Bool[Tensor, "out in"] | None = None,
-    device: str | torch.device = "cpu",
-    also: Update | None = None,
-    dtype: torch.dtype = torch.float64,
-) -> Float[Tensor, "short short"]:
-    """The lower triangle of the Gram matrix on the short side: of ``W^T W`` when out >= in, else of ``W W^T``.
-
-    Args:
-        weight: ``[out, in]``, any floating dtype.
-        minus: subtracted in float64 where given: the Gram matrix of ``weight - minus``.
-        holes: entries that count as zero.
-        device: where to compute.
-        also: called with ``(start, stop, rows)`` for every slice of the long side, to share the conversion.
-        dtype: of the slices and of the result.
-
-    Only blocks on and below the diagonal are multiplied (0.56 of the flops; torch has no syrk on the CPU). Peak
-    memory: the result and a slice of 8 MiB or 256 rows.
-
-    >>> gram(torch.tensor([[3.0, 0.0], [4.0, 0.0]])).tolist()
-    [[25.0, 0.0], [0.0, 0.0]]
-    """
-    short = min(weight.shape)
-    total = torch.zeros(short, short, dtype=dtype, device=device)
-    width = max(192, -(-short // 8))
-    for start, stop, part in slices(weight, minus, device=device, holes=holes, dtype=dtype):
-        for left in range(0, short, width):
-            right = min(left + width, short)
-            total[left:right, :right].addmm_(part[:, left:right].T, part[:, :right])
-        if also is not None:
-            also(start, stop, part)
-    return total.tril_()
-
-
-def eigen(square: Float[Tensor, "n n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
-    """Eigenvalues (falling) and eigenvectors (columns) of a symmetric matrix, checked where a GPU made them.
-
-    Only the lower triangle of the float64 matrix is read.
-
-    On a GPU the residual ``|G V - V L|`` and ``|V^T V - 1|`` must stay within ``64 n eps`` of the largest eigenvalue;
-    where they do not, or the driver gives up, the CPU does it again.
-
-    >>> eigen(torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64)))[0].tolist()
-    [4.0, 1.0]
-    """
-    if square.device.type != "cpu":
-        try:
-            values, vectors = torch.linalg.eigh(square)
-            if _sound(square, values, vectors):
-                return values.flip(0), vectors.flip(1)
-        except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
-            pass  # same answer as an unsound result: the CPU does it again
-    values, vectors = torch.linalg.eigh(square.cpu())
-    return values.flip(0).to(square.device), vectors.flip(1).to(square.device)
-
-
-def _sound(square: Tensor, values: Tensor, vectors: Tensor) -> bool:
-    """Whether eigenvalues and eigenvectors fit the matrix to within rounding."""
-    tolerance = 64 * len(values) * EPS
-    scale = float(values.abs().max())
-    whole = square.tril() + square.tril(-1).T
-    residual = float((whole @ vectors - vectors * values).abs().max())
-    products = vectors.T @ vectors
-    products.diagonal().sub_(1.0)
-    return residual <= tolerance * scale and float(products.abs().max()) <= tolerance
 
 
 def difference(
