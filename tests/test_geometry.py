@@ -10,7 +10,7 @@ from offprincipal import geometry
 from offprincipal.errors import CheckFailed
 from offprincipal.measures import bits, masks, nulls
 from offprincipal.measures.seeds import torch_generator
-from offprincipal.measures.sweep import joint
+from tests.literal import joint
 
 
 def pair(

@@ -7,6 +7,7 @@ import torch
 from offprincipal import rows
 from offprincipal.checkpoint import open_checkpoint
 from offprincipal.measures import bits
+from offprincipal.measures.masks import ALPHAS
 from offprincipal.pairs import pair
 
 
@@ -27,7 +28,7 @@ def test_curves_add_up_to_the_counts(measured):
     curve = {name: (x, y) for name, x, y in found.curves}
     assert curve["ulps"][1].sum() == curve["row_changed"][1].sum() == curve["col_changed"][1].sum() == mask.sum()
     assert np.array_equal(curve["row_changed"][1], mask.sum(dim=1).numpy())
-    assert list(curve["low_count"][0]) == list(rows.FRACTIONS)
+    assert list(curve["low_count"][0]) == list(ALPHAS)
     assert curve["low_count"][1][-1] == found.columns["low_changed"]
 
 

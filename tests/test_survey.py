@@ -13,8 +13,10 @@ import torch
 
 from offprincipal import CheckFailed, Comparison, InputError, UsageError, compare
 from offprincipal.fanout import engine
+from offprincipal.fanout._processes import over_processes
 from offprincipal.measures import bits
-from offprincipal.survey import labelled
+from offprincipal.measures.seeds import torch_generator
+from offprincipal.survey import labelled, on_this_machine
 from tests.tiny import save_checkpoint, tiny_weights
 
 TABLES = ("tensors.parquet", "curves.parquet", "summary.json", "unpaired.json")
@@ -71,6 +73,30 @@ def test_serial_parallel_and_resumed_write_the_same_bytes(checkpoint, tmp_path):
     compare(base, runs, tmp_path / "resumed", progress=lambda n, total, name: done.append(n))
     assert done[0] == 7
     assert bytes_of(tmp_path / "serial") == bytes_of(tmp_path / "parallel") == bytes_of(tmp_path / "resumed")
+
+
+def test_threads_do_not_change_a_bit_of_the_geometry(tmp_path):
+    """At this size products and eigenproblems end in other last bits with another number of threads."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    generator = torch_generator(0, "threads")
+    before = (torch.randn(700, 560, generator=generator) * 0.02).bfloat16()
+    steps = [torch.randn(700, 560, generator=generator) * 3e-5 for _ in range(2)]
+    base = save_checkpoint(tmp_path / "base", {name: before}, shards=1)
+    runs = [save_checkpoint(tmp_path / f"s{i}", {name: (before.float() + step).bfloat16()}, shards=1)
+            for i, step in enumerate(steps, 1)]  # fmt: skip
+    compare(base, runs, tmp_path / "one", trajectory=True, cache=False)
+    compare(
+        base,
+        runs,
+        tmp_path / "two",
+        trajectory=True,
+        cache=False,
+        engine=lambda function, tasks: over_processes(function, iter(tasks), 2),
+    )
+    for file in ("tensors", "curves", "consensus", "pairs", "steps", "paths"):
+        assert (tmp_path / "one" / f"{file}.parquet").read_bytes() == (
+            tmp_path / "two" / f"{file}.parquet"
+        ).read_bytes()
 
 
 def test_killed_without_warning_and_run_again(checkpoint, tmp_path):
@@ -205,6 +231,23 @@ def test_result_without_a_folder_lives_as_long_as_it_is_held(checkpoint, tmp_pat
 def test_opening_what_is_no_comparison(tmp_path):
     with pytest.raises(InputError, match=r"tensors.parquet, curves.parquet, unpaired.json, summary.json missing"):
         Comparison.open(tmp_path)
+
+
+def test_small_work_stays_in_this_process(checkpoint, tmp_path, monkeypatch):
+    import offprincipal.survey
+
+    asked: list[int] = []
+
+    def note(function, tasks, jobs):
+        asked.append(jobs)
+        return map(function, tasks)
+
+    monkeypatch.setattr(offprincipal.survey, "processes", note)
+    base, run = checkpoint("base"), checkpoint("a", delta=1e-5)
+    compare(base, [run], tmp_path / "small", engine=on_this_machine)
+    monkeypatch.setattr(offprincipal.survey, "WORTH_PROCESSES", 0)
+    compare(base, [run], tmp_path / "large", engine=on_this_machine)
+    assert asked == [1, min(os.cpu_count() or 1, 8)]
 
 
 def test_labels():

@@ -97,7 +97,7 @@ def _run_labels(refs: tuple[str, ...]) -> dict[str, str]:
 @click.option("--trajectory", is_flag=True, help="The TUNED are steps of one run, in the order of training.")
 @click.option("--no-geometry", "geometry", is_flag=True, flag_value=False, default=True, help="Count only.")
 @click.option("--no-report", "report", is_flag=True, flag_value=False, default=True, help="Do not draw report.html.")
-@click.option("-j", "--jobs", default=1, show_default=True, help="Worker processes on this machine.")
+@click.option("-j", "--jobs", type=int, help="Worker processes; default: one per core if the work is worth it.")
 @click.option(
     "--engine",
     type=click.Choice(["processes", "ray"]),
@@ -125,7 +125,7 @@ def compare(
     tuned: tuple[str, ...],
     out: Path,
     report: bool,
-    jobs: int,
+    jobs: int | None,
     engine: str,
     num_shards: int | None,
     shard_index: int | None,
@@ -139,9 +139,10 @@ def compare(
     from offprincipal import fanout, survey
     from offprincipal.terminal import notes, print_comparison, progress_bar
 
-    where = fanout.engine(
-        engine, **({"gpus_per_task": 1} if engine == "ray" and options["device"] == "cuda" else {}), jobs=jobs
-    )
+    if engine == "ray":
+        where = fanout.engine("ray", gpus_per_task=1 if options["device"] == "cuda" else 0)
+    else:
+        where = survey.on_this_machine if jobs is None else fanout.engine("processes", jobs)
     if (num_shards is None) != (shard_index is None):
         raise UsageError("compare one shard", "only one of --num-shards and --shard-index was given", "give both")
     with progress_bar("tensors") as progress:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from offprincipal.across import Together
 from offprincipal.factors import FactorCache
-from offprincipal.geometry import Base
+from offprincipal.geometry import Base, Curve
 from offprincipal.measures.bits import changed
 from offprincipal.measures.picture import cells
 from offprincipal.pairs import Pair, Part
-from offprincipal.rows import Curve, Settings, measure
+from offprincipal.rows import Settings, measure, one_thread
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,11 @@ def measure_tensor(task: Task) -> tuple[str, dict[str, Any]]:
             part["rows"].append({"run": label, **measured.columns})
             part["curves"].extend([label, name, x.tolist(), y.tolist()] for name, x, y in measured.curves)
             if together:
-                together.update(before, after)
-    for key, rows in (together.part() if together else {}).items():
+                with one_thread():
+                    together.update(before, after)
+    with one_thread():
+        found = together.part() if together else {}
+    for key, rows in found.items():
         part.setdefault(key, []).extend(rows)
     return task.name, part
 

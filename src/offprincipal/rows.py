@@ -4,33 +4,28 @@ A measure is one function here, from a `Subject` to columns and curves. To add o
 ``measures/``, wrap it below, list it in `MEASURES` and its columns in `SCHEMA`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from torch import Tensor
 
-from offprincipal.geometry import Keep
+from offprincipal.geometry import Curve, Keep
 from offprincipal.geometry import measure as measure_geometry
 from offprincipal.measures import nulls
 from offprincipal.measures.angles import GRID
+from offprincipal.measures.masks import ALPHA, ALPHAS
 from offprincipal.measures.seeds import numpy_generator
 from offprincipal.measures.sweep import ULP_EDGES, Sweep, low_changed, sweep
 from offprincipal.pairs import Pair
 
-FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-"""Mask sizes at which every overlap is reported (DEFINITIONS section 2)."""
-
-ALPHA = 0.5
-"""Default mask size: PNT section 5.1."""
-
 PROFILE_POINTS = 512
 """Row and column profiles keep at most this many points (*ours*): neighbours are added up, bins as equal as can be."""
-
-Curve = tuple[str, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -125,12 +120,12 @@ def _profile(name: str, counted: np.ndarray) -> Curve:
 def low_magnitude(subject: Subject) -> Measured:
     """Overlap of the update with the smallest weights at every fraction, beside magnitude and rounding nulls."""
     found = subject.counts
-    sizes = [round(fraction * found.counted) for fraction in FRACTIONS]
+    sizes = [round(fraction * found.counted) for fraction in ALPHAS]
     observed = low_changed(subject.before, subject.after, found, sizes)
-    masks = [nulls.low_magnitude(found.code_total, size) for size in sizes]
-    matched = [nulls.magnitude(found.code_total, found.code_changed, mask) for mask in masks]
-    drawn = [nulls.rounding(subject.rounding, mask) for mask in masks]
-    at = FRACTIONS.index(ALPHA)
+    chosen = [nulls.low_magnitude(found.code_total, size) for size in sizes]
+    matched = [nulls.magnitude(found.code_total, found.code_changed, mask) for mask in chosen]
+    drawn = [nulls.rounding(subject.rounding, mask) for mask in chosen]
+    at = ALPHAS.index(ALPHA)
     columns = {
         "low_alpha": ALPHA,
         "low_ones": sizes[at],
@@ -141,7 +136,7 @@ def low_magnitude(subject: Subject) -> Measured:
         "low_rounding_var": drawn[at][1] * found.changed**2,
         "rounding_scale": subject.rounding.scale,
     }
-    x = np.array(FRACTIONS)
+    x = np.array(ALPHAS)
     curves = [
         ("low_count", x, np.array(observed, dtype=np.float64)),
         ("low_matched", x, np.array([expected for expected, _ in matched])),
@@ -150,19 +145,34 @@ def low_magnitude(subject: Subject) -> Measured:
     return Measured(columns, curves)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Hold torch to one thread: products and eigenproblems end in other last bits with another number of threads.
+
+    So that serial, parallel and cluster runs write the same bytes; the cores are filled by tensors, not by threads.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def geometry(subject: Subject) -> Measured:
     """Spectrum, subspaces, principal masks and energy, for matrices inside blocks; see ``geometry.py``."""
     if not (subject.settings.geometry and subject.pair.place.linear and subject.before.ndim == 2):
         return Measured()
-    found = measure_geometry(
-        subject.before,
-        subject.after,
-        name=subject.pair.name,
-        seed=subject.settings.seed,
-        factors=subject.factors,
-        device=subject.settings.device,
-        drawn=subject.rounding,
-    )
+    with one_thread():
+        found = measure_geometry(
+            subject.before,
+            subject.after,
+            name=subject.pair.name,
+            seed=subject.settings.seed,
+            factors=subject.factors,
+            device=subject.settings.device,
+            drawn=subject.rounding,
+        )
     return Measured(found.row(), found.curves())
 
 

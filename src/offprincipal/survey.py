@@ -5,9 +5,10 @@ every run that has it, keeps each finished tensor as a part file, and reduces th
 any moment and started again; serial, parallel, resumed and sharded comparisons write the same bytes.
 """
 
+import os
 import shutil
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -16,12 +17,15 @@ from typing import Any
 from offprincipal.across import steps_of
 from offprincipal.checkpoint import Checkpoint, open_checkpoint
 from offprincipal.errors import CheckFailed, UsageError
-from offprincipal.fanout import Engine, here, shard
+from offprincipal.fanout import Engine, here, processes, shard
 from offprincipal.measurement import Task, measure_tensor
 from offprincipal.pairs import Plan, pair
 from offprincipal.results import Comparison, write_results
 from offprincipal.rows import Settings
 from offprincipal.store import Store
+
+WORTH_PROCESSES = 1e10
+"""Work (`Task.cost`) above which processes are started: a few seconds of it (*ours*, measured)."""
 
 Progress = Callable[[int, int, str], None]
 """Called after each tensor with how many are done, how many there are, and the name of this one."""
@@ -215,6 +219,18 @@ def refuse_unpaired(survey: Survey) -> None:
                 f"{len(left)} tensors have no partner ({first}{'; ...' if len(left) > 3 else ''})",
                 "compare without --strict to leave them out; unpaired.json lists them all",
             )
+
+
+def on_this_machine(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """An engine: one process per core where the work is worth their start, else this process.
+
+    Factoring fills a core per tensor, counting fills all cores from one process. At most eight processes, since each
+    takes half a gigabyte before any tensor. Starts processes: a script needs ``if __name__ == "__main__"``.
+    """
+    work: list[Task] = list(items)
+    worth = sum(task.cost for task in work) > WORTH_PROCESSES
+    jobs = min(os.cpu_count() or 1, 8, len(work)) if worth and work[0].settings.device == "cpu" else 1
+    return processes(function, work, jobs)
 
 
 def measure_missing(tasks: Sequence[Task], store: Store, engine: Engine, progress: Progress | None) -> None:

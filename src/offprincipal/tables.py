@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from offprincipal.measures.angles import GRID
 from offprincipal.measures.nulls import z_score
 from offprincipal.measures.seeds import numpy_generator
 
 MASKS = ("low", "principal", "principal_high", "safe")
 """The masks that overlaps are reported with, in this order."""
-
-RANKS = (16, 64, 128, 512)
-"""The k at which principal angles are reported (DEFINITIONS section 3)."""
 
 KINDS = (
     *("embed", "position", "q_a", "q_b", "q", "kv_a", "kv_b", "k", "v", "o"),
@@ -159,7 +157,7 @@ def geometry(rows: pa.Table) -> dict[str, Any]:
     found: dict[str, Any] = {"nss_mean": _mean(nss), "nss_sd": _sd(nss), "nss_max": max(nss)}
     found["spectral_residual_mean"] = _mean([math.sqrt(row["spectrum_shift_sq"] / row["delta_sq"]) for row in moved])
     found["kappa_spec_mean"] = _mean(kappa)
-    angles = {k: [_widest(row, k) for row in factored] for k in RANKS}
+    angles = {k: [_widest(row, k) for row in factored] for k in GRID}
     open_gaps = {str(k): [angle for angle in found if angle is not None] for k, found in angles.items()}
     found["angle_max_deg"] = {k: max(known) for k, known in open_gaps.items() if known}
     found["angle_mean_deg"] = {k: _mean(known) for k, known in open_gaps.items() if known}

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from tests.literal import joint
 
 from offprincipal.measures import bits, nulls
 from offprincipal.measures.seeds import numpy_generator, torch_generator
-from offprincipal.measures.sweep import joint, sweep
+from offprincipal.measures.sweep import sweep
 
 
 def toy(seed: int = 0, shape: tuple[int, int] = (60, 50)) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -45,7 +45,7 @@ def test_without_the_extra_the_command_to_install_it_is_named(folder, monkeypatc
 
 
 def test_a_folder_without_tables_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"there is no summary.json in it"):
+    with pytest.raises(InputError, match=r"there is no tensors.parquet in it"):
         draw(tmp_path)
 
 

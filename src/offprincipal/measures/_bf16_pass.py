@@ -197,15 +197,6 @@ def bf16_rows(before, after, block_rows, histogram, ulps, columns, rows, sums, c
 
 
 @_compiled
-def fill_joint(before, after, mask, counts):
-    """Add to ``counts[(changed + 2 mask) * 32768 + magnitude code]`` (int64) over flat uint16 codes."""
-    for j in range(before.size):
-        x, y = before[j], after[j]
-        moved = (x != y) & (((x | y) & u16(0x7FFF)) != u16(0))
-        counts[(u32(moved) + (u32(mask[j]) << u32(1))) << u32(15) | u32(x & u16(0x7FFF))] += 1
-
-
-@_compiled
 def first_changed(before, after, code, quota):
     """How many of the first `quota` entries of this magnitude code changed (flat uint16 codes)."""
     moved = 0

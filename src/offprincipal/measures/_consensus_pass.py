@@ -32,13 +32,6 @@ def count_run(mask, codes, changed, rows, columns):
 
 
 @_compiled
-def count_codes(codes, total):
-    """Entries per code: uint16 [n] into int64 [32768]."""
-    for i in range(codes.size):
-        total[codes[i]] += 1
-
-
-@_compiled
 def common_bits(left, right):
     """Ones that two packed masks share; uint64 words. The sums within a word are the textbook ones (Warren 2012)."""
     total = u64(0)

@@ -4,6 +4,7 @@ What it is: elementwise statements about stored bits, in torch, for any device. 
 over a whole pair is in ``sweep``; the functions here are its vocabulary and, in the tests, its literal twin.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
@@ -39,6 +40,17 @@ def magnitude_code(weight: Shaped[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     [0, 16256, 16384]
     """
     return code(weight) & 0x7FFF
+
+
+def flat_codes(weight: Tensor) -> np.ndarray:
+    """The stored codes as flat uint16 in host memory, for compiled loops.
+
+    Any shape and floating dtype (rounded to bfloat16); no copy where the weight is contiguous bfloat16 on the CPU.
+
+    >>> flat_codes(torch.ones(1, 2)).tolist()
+    [16256, 16256]
+    """
+    return weight.to(torch.bfloat16).cpu().contiguous().view(torch.uint16).numpy().reshape(-1)
 
 
 def value(magnitude: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

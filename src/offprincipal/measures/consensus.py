@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from offprincipal.errors import InputError
-from offprincipal.measures import _consensus_pass, seeds
+from offprincipal.measures import _consensus_pass, _mask_pass, seeds
 from offprincipal.measures._agreement import Agreement, RunPair
 from offprincipal.measures.bits import MAGNITUDE_CODES
 from offprincipal.measures.nulls import magnitude
@@ -49,7 +49,7 @@ class Consensus:
         flat = codes.reshape(codes.shape[0], math.prod(codes.shape[1:])) if codes.ndim else codes.reshape(1, 1)
         self.codes = flat.to(torch.int16).cpu().numpy().view(np.uint16)
         self.total = np.zeros(MAGNITUDE_CODES, np.int64)
-        _consensus_pass.count_codes(self.codes.reshape(-1), self.total)
+        _mask_pass.count_codes(self.codes.reshape(-1), self.total)
         self.packed: list[np.ndarray] = []
         self.per_code: list[np.ndarray] = []
         self.per_row: list[np.ndarray] = []

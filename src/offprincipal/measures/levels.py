@@ -13,7 +13,8 @@ from torch import Tensor
 
 from offprincipal.measures import _mask_pass, bits
 from offprincipal.measures._gram import EPS
-from offprincipal.measures.masks import ALPHA, ALPHAS, RANKS, count, flat_codes, mark_low, principal_rank, select
+from offprincipal.measures.bits import flat_codes
+from offprincipal.measures.masks import ALPHA, ALPHAS, RANKS, count, mark_low, principal_rank, select
 from offprincipal.measures.spectrum import Factors
 
 LOW_BIT = 6

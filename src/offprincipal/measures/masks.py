@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from offprincipal.measures import _mask_pass, bits
+from offprincipal.measures.bits import flat_codes
 from offprincipal.measures.spectrum import Factors
 
 ALPHAS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -63,11 +64,6 @@ def smallest(weight: Shaped[Tensor, "*shape"], ones: int) -> Bool[Tensor, "*shap
     levels = np.zeros(weight.numel(), np.uint8)
     mark_low(flat_codes(weight), ones, 1, levels)
     return torch.from_numpy(levels).view(torch.bool).reshape(weight.shape).to(weight.device)
-
-
-def flat_codes(weight: Tensor) -> np.ndarray:
-    """Flat stored codes as uint16 in host memory; no copy where the weight is contiguous bfloat16 on the CPU."""
-    return weight.to(torch.bfloat16).cpu().contiguous().view(torch.uint16).numpy().reshape(-1)
 
 
 def count_codes(weight: Shaped[Tensor, "*shape"]) -> np.ndarray:

@@ -14,11 +14,12 @@ from operator import add
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from offprincipal.measures import _bf16_pass, bits
 from offprincipal.measures._bf16_pass import ULP_EDGES
+from offprincipal.measures.bits import flat_codes
 
 BLOCK = 1 << 20
 """Weights per block: floating sums are taken per block and added in order, so threads never change a bit."""
@@ -105,7 +106,7 @@ def sweep(before: Shaped[Tensor, "..."], after: Shaped[Tensor, "..."]) -> Sweep:
 
 def _compiled_pass(left: Tensor, right: Tensor, rows: int) -> dict:
     """The numba pass over row ranges, one thread each; integers add up, sums keep their blocks."""
-    before, after = _codes(left), _codes(right)
+    before, after = (flat_codes(t).reshape(t.shape) for t in (left, right))
     height, width = before.shape
     blocks = -(-height // rows) if height else 0
     # at most 2^31 weights a task, so that 32-bit counters cannot overflow
@@ -250,47 +251,9 @@ def _first_changed(before: Tensor, after: Tensor, code: int, quota: int) -> int:
     """
     left, right, hits, wanted = before.reshape(-1), after.reshape(-1), 0, np.uint16(code)
     for start in range(0, left.numel(), BLOCK):
-        x, y = (_codes(t[start : start + BLOCK]) for t in (left, right))
+        x, y = (flat_codes(t[start : start + BLOCK]) for t in (left, right))
         found, moved = (int(n) for n in _bf16_pass.count_code(x, y, wanted))
         if found >= quota:
             return hits + int(_bf16_pass.first_changed(x, y, wanted, quota))
         hits, quota = hits + moved, quota - found
     return hits
-
-
-def _codes(weights: Tensor) -> np.ndarray:
-    """The stored codes as uint16 in host memory; no copy where the weights are bfloat16 on the CPU."""
-    return weights.to(torch.bfloat16).cpu().contiguous().view(torch.uint16).numpy()
-
-
-def joint(
-    before: Shaped[Tensor, "..."], after: Shaped[Tensor, "..."], mask: Bool[Tensor, "..."]
-) -> Int[Tensor, "four codes"]:
-    """Count entries by magnitude code of the base, crossed with changed and with a mask.
-
-    Args:
-        before: the base, any shape and floating dtype (rounded to bfloat16).
-        after: the tuned side, same shape.
-        mask: boolean, same shape.
-
-    Returns:
-        int64 [4, 32768]: per code all entries n, changed entries m, entries in the mask a, and entries both in the
-        mask and changed k. This is what the magnitude null needs (`nulls.magnitude`). Source: ours.
-
-    >>> import torch
-    >>> w = torch.tensor([1.0, 1.0, 2.0]).bfloat16()
-    >>> counts = joint(w, torch.tensor([1.0, 1.5, 2.5]).bfloat16(), torch.tensor([True, True, False]))
-    >>> counts[:, bits.magnitude_code(w[0])].tolist(), counts.sum(dim=1).tolist()
-    ([2, 1, 2, 1], [3, 2, 2, 1])
-    """
-    counts = np.zeros(4 * bits.MAGNITUDE_CODES, np.int64)
-    left, right, inside = before.reshape(-1), after.reshape(-1), mask.reshape(-1)
-    for start in range(0, left.numel(), 1 << 24):
-        x, y, m = (t[start : start + (1 << 24)] for t in (left, right, inside))
-        if x.device.type == "cpu":
-            _bf16_pass.fill_joint(_codes(x), _codes(y), m.contiguous().view(torch.uint8).numpy(), counts)
-        else:
-            cell = bits.magnitude_code(x) + bits.MAGNITUDE_CODES * (bits.changed(x, y) + 2 * m)
-            counts += torch.bincount(cell, minlength=counts.size).cpu().numpy()
-    neither, moved, kept, both = torch.from_numpy(counts).reshape(4, -1)
-    return torch.stack([neither + moved + kept + both, moved + both, kept + both, both])

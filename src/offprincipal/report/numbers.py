@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from offprincipal import tables
+from offprincipal.measures.angles import GRID
 from offprincipal.report.reading import Rows
 
 MASKS = {
@@ -125,7 +126,7 @@ def angle(rows: Rows, k: int | None) -> np.ndarray:
 def headline_k(rows: Rows) -> int | None:
     """The largest k of the grid at which at least half of the measured matrices have an angle; None without angles."""
     measured = np.isfinite(rows.number("spectrum_base_sq")) & (rows.number("linear") > 0)
-    for k in reversed(tables.RANKS):
+    for k in reversed(GRID):
         has = np.isfinite(rows.number(f"angle_left_deg_{k}")) & measured
         if has.any() and has.sum() * 2 >= measured.sum():
             return k

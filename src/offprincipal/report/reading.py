@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from offprincipal.errors import InputError
+from offprincipal.results import FILES
 from offprincipal.store import SCHEMA_VERSION
 
-FILES = ("summary.json", "tensors.parquet", "curves.parquet", "unpaired.json")
 TEXT = ("run", "tensor", "kind", "base_dtype", "tuned_dtype")
 NEEDED = ("run", "tensor", "kind", "linear", "counted", "changed")
 CURVE_COLUMNS = ("run", "tensor", "curve", "x", "y")
