@@ -1,7 +1,7 @@
 """Whole commands side by side on one pair of 218 M parameters: ours without and with geometry, and modeldelta.
 
 Each command runs as a fresh process, interleaved, so that a busy machine hurts all of them; medians of wall time and
-peak memory (the largest resident set of the process and its children). modeldelta is not a dependency: install it
+peak memory (of the largest process; workers add up to more). modeldelta is not a dependency: install it
 beside the project (`pip install modeldelta==0.4.4`) or its row is left out.
 """
 
