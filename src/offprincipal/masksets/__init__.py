@@ -1,0 +1,13 @@
+"""Masks as files: build them from a base, load them one by one, combine and compare them.
+
+What it is: which weights an optimizer may write, or which a run has changed, one bit per weight, beside the rule, the
+base and its content. What it is not: the choice of a mask for one matrix (``measures.masks``), or its use in training.
+
+``_build.py`` is where to begin: a base becomes jobs, jobs become masks (``_rules.py``), masks wait in a draft
+(``_draft.py``) and become a set (``_maskset.py``). ``_combine.py`` and ``_overlap.py`` read sets.
+"""
+
+from offprincipal.masksets._maskset import SCHEMA_VERSION, MaskSet
+from offprincipal.masksets._save import save_masks
+
+__all__ = ["SCHEMA_VERSION", "MaskSet", "save_masks"]
