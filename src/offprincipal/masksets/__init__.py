@@ -7,7 +7,22 @@ base and its content. What it is not: the choice of a mask for one matrix (``mea
 (``_draft.py``) and become a set (``_maskset.py``). ``_combine.py`` and ``_overlap.py`` read sets.
 """
 
+from offprincipal.masksets._build import build_masks
+from offprincipal.masksets._combine import OPERATIONS, combine, consensus
 from offprincipal.masksets._maskset import SCHEMA_VERSION, MaskSet
+from offprincipal.masksets._overlap import Overlap, overlap
+from offprincipal.masksets._rules import KINDS
 from offprincipal.masksets._save import save_masks
 
-__all__ = ["SCHEMA_VERSION", "MaskSet", "save_masks"]
+__all__ = [
+    "KINDS",
+    "OPERATIONS",
+    "SCHEMA_VERSION",
+    "MaskSet",
+    "Overlap",
+    "build_masks",
+    "combine",
+    "consensus",
+    "overlap",
+    "save_masks",
+]

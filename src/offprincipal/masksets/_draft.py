@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -203,17 +203,3 @@ class Draft:
             found = f"the finished mask of {name!r} has gone from {self.parts}"
             raise InputError(self.asked, found, "run the same command again, it makes only what is missing")
         return part
-
-
-def write_each(
-    draft: Draft, names: Iterable[str], make: Callable[[str], Made], progress: Callable[[int, int, str], None] | None
-) -> None:
-    """Make what the draft does not hold yet, one mask after the other."""
-    names = list(names)
-    for done, name in enumerate(names):
-        if progress:
-            progress(done, len(names), name)
-        if name not in draft:
-            draft.add(name, make(name))
-    if progress:
-        progress(len(names), len(names), "")

@@ -1,5 +1,6 @@
 """A mask set on disk: the header at once, each mask when it is asked for."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from offprincipal.checkpoint._listing import read_tensors
 from offprincipal.checkpoint._source import Stored, read_whole
 from offprincipal.errors import InputError
 from offprincipal.masksets._encoding import unpack
+from offprincipal.masksets._layout import take
 from offprincipal.measurement import content_hash
 from offprincipal.names import Piece, locate
 
@@ -154,6 +156,41 @@ class MaskSet:
         """The canonical matrices of a stored weight, with their places: several where the family fuses them."""
         return locate(name, self.shape(name), self.header["base"].get("config") or {})
 
+    def matrices(self, name: str) -> Iterator[tuple[Piece, Tensor]]:
+        """Those matrices with their masks, in canonical layout.
+
+        Raises:
+            InputError: as for reading the mask.
+        """
+        mask = self[name]
+        for piece in self.pieces(name):
+            yield piece, take(mask, piece.cut)
+
+    def named(self) -> dict[str, Any]:
+        """How a set that is made from this one refers to it: path, rule, and a sha256 of shapes and masks."""
+        content = json.dumps(self.header["tensors"], sort_keys=True).encode()
+        return {"ref": str(self.path), "rule": self.header["rule"], "sha256": hashlib.sha256(content).hexdigest()}
+
+    def check_like(self, other: "MaskSet", asked: str) -> None:
+        """Refuse two sets that are not masks of the same weights.
+
+        Raises:
+            InputError: a name, a shape or the content of a base weight differs.
+        """
+        both = f"{str(self.path)!r} and {str(other.path)!r}"
+        apart = sorted(set(self.names) ^ set(other.names))
+        if apart:
+            found = f"{both} hold masks for different weights ({apart[0]!r} is in one only, {len(apart)} in all)"
+            raise InputError(asked, found, "build both with the same --include-all, for one base")
+        for name, record in self.entries.items():
+            partner = other.entries[name]
+            if record.shape != partner.shape:
+                found = f"{name!r} is {list(record.shape)} in one of {both} and {list(partner.shape)} in the other"
+                raise InputError(asked, found, "give masks of one base")
+            if record.base_xxh3 and partner.base_xxh3 and record.base_xxh3 != partner.base_xxh3:
+                found = f"{both} were made for bases with other values of {name!r}"
+                raise InputError(asked, found, "give masks of one base")
+
     def check_base(self, checkpoint: "Checkpoint | str | Path") -> None:
         """Refuse masks that were made for another base. Reads every masked weight once, one at a time.
 
@@ -164,15 +201,23 @@ class MaskSet:
             InputError: a name or shape differs, or the content of a weight does.
         """
         opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
-        for name, record in self.entries.items():
-            found = opened.sources[name].info.shape if name in opened.sources else None
-            if found != record.shape:
-                what = f"has no tensor {name!r}" if found is None else f"has {name!r} in shape {list(found)}"
-                raise self._misfit(opened.ref, f"{opened.ref} {what}, the mask is {list(record.shape)}")
+        self.check_names(opened)
         if self._same_commit(opened):
             return
         for name, record in self.entries.items():
             self.check_weight(name, opened.read(name) if record.base_xxh3 else None, opened.ref)
+
+    def check_names(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint in which a masked weight is missing or has another shape, from headers alone.
+
+        Raises:
+            InputError: naming the first such weight.
+        """
+        for name, record in self.entries.items():
+            found = checkpoint.sources[name].info.shape if name in checkpoint.sources else None
+            if found != record.shape:
+                what = f"has no tensor {name!r}" if found is None else f"has {name!r} in shape {list(found)}"
+                raise self._misfit(checkpoint.ref, f"{checkpoint.ref} {what}, the mask is {list(record.shape)}")
 
     def check_weight(self, name: str, weight: Tensor | None, ref: str) -> None:
         """Refuse one loaded weight that is not the one the mask was made for; None passes.
