@@ -1,0 +1,288 @@
+"""The precision ladder (Gate III): which share of the steps is visible in fp32, fp16, bf16 and fp8.
+
+What it is: for a number format, the cell of values that round to one stored value; from it the share of weights that a
+step carries into another cell, in closed form per magnitude code, or counted. What it is not: a statement about what
+a step is good for, or the update mask of stored checkpoints (``sweep``).
+
+Two starts. *Stored*: the weight lies on the bfloat16 grid, as after loading, and a step shows beyond the edge of its
+cell, half a gap away. *Within*: a float32 master lies anywhere in its cell, as in the middle of a run, and a step of
+size s crosses an edge with probability s / width, however small it is.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from offprincipal.measures import _ladder_pass, bits
+from offprincipal.measures.bits import flat_codes
+
+BLOCK = 1 << 20
+"""Weights per block: what one thread holds in float64 at once."""
+
+Start = Literal["stored", "within"]
+Counts = Int[Tensor, " codes"]
+Shares = Float[Tensor, " codes"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A binary number format, as far as rounding to it goes (to nearest, ties to even).
+
+    Attributes:
+        name: as it is reported.
+        dtype: torch's.
+        digits: of the significand, the hidden one included.
+        lowest: exponent of the smallest normal number; below it the spacing stays.
+        largest: largest finite value.
+        saturates: what is beyond `largest` becomes `largest`; otherwise infinity.
+        scaled: weights are divided by ``largest |W0| / largest`` of their tensor first, and the scale is held fixed.
+    """
+
+    name: str
+    dtype: torch.dtype
+    digits: int
+    lowest: int
+    largest: float
+    saturates: bool = False
+    scaled: bool = False
+
+    def scale(self, base_abs_max: float) -> float:
+        """What weights are divided by before rounding, given the largest magnitude of their tensor.
+
+        >>> FORMATS[3].scale(0.5), FORMATS[5].scale(0.5)
+        (1.0, 0.0011160714285714285)
+        """
+        return base_abs_max / self.largest if self.scaled and base_abs_max > 0 else 1.0
+
+
+FORMATS = (
+    Format("fp32", torch.float32, 24, -126, float(torch.finfo(torch.float32).max)),
+    Format("fp16", torch.float16, 11, -14, 65504.0),
+    Format("bf16", torch.bfloat16, 8, -126, float(torch.finfo(torch.bfloat16).max)),
+    Format("fp8_e4m3", torch.float8_e4m3fn, 4, -6, 448.0, saturates=True),
+    Format("fp8_e5m2", torch.float8_e5m2, 3, -14, 57344.0),
+    Format("fp8_e4m3_scaled", torch.float8_e4m3fn, 4, -6, 448.0, saturates=True, scaled=True),
+)
+"""The rungs. e4m3fn has no infinity and saturates, as inference kernels do; the last has one scale per tensor."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Every step has one size, as Adam's when it follows the sign of the gradient."""
+
+    size: float
+
+    def beyond(self, distance: Tensor, tie: Tensor) -> Tensor:
+        """P(|d| > distance), where `tie` P(|d| >= distance); float64.
+
+        >>> Constant(1.0).beyond(torch.tensor([1.0, 1.0]).double(), torch.tensor([True, False])).tolist()
+        [1.0, 0.0]
+        """
+        return ((distance < self.size) | (tie & (distance == self.size) & (self.size > 0))).to(torch.float64)
+
+    def across(self, width: Tensor) -> Tensor:
+        """E[min(1, |d| / width)], the chance of crossing an edge from anywhere in a cell; float64."""
+        return (self.size / width).clamp(max=1.0)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Steps are Gaussian, as the sum of many of random sign."""
+
+    sd: float
+
+    def beyond(self, distance: Tensor, tie: Tensor) -> Tensor:
+        """P(|d| > distance); ties have measure zero."""
+        return torch.special.erfc(distance / (self.sd * 2**0.5)) if self.sd else torch.zeros_like(distance)
+
+    def across(self, width: Tensor) -> Tensor:
+        """E[min(1, |d| / width)]; float64.
+
+        ``sqrt(2/pi) (1 - exp(-u^2)) sd / width + erfc(u)`` with ``u = width / (sd sqrt 2)``.
+
+        >>> round(float(Gaussian(1e-3).across(torch.tensor(1.0).double())), 7)
+        0.0007979
+        """
+        if not self.sd:
+            return torch.zeros_like(width)
+        u = width / (self.sd * 2**0.5)
+        return -torch.special.expm1(-u.square()) * (2 / torch.pi) ** 0.5 * self.sd / width + torch.special.erfc(u)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Steps as they were counted: a histogram of ``|d|`` over bfloat16 magnitude codes (to 0.4 % of each size)."""
+
+    counts: Counts
+
+    def beyond(self, distance: Tensor, tie: Tensor) -> Tensor:
+        """P(|d| > distance), where `tie` P(|d| >= distance); float64."""
+        sizes, above, _ = self._cumulative()
+        first = torch.where(
+            tie, torch.searchsorted(sizes, distance), torch.searchsorted(sizes, distance, right=True)
+        ).clamp(min=1)  # no step of size zero is ever visible
+        return above[first]
+
+    def across(self, width: Tensor) -> Tensor:
+        """E[min(1, |d| / width)]; float64."""
+        sizes, above, below = self._cumulative()
+        first = torch.searchsorted(sizes, width)
+        return below[first] / width + above[first]
+
+    def _cumulative(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Sizes in rising order; the share of steps from each on; the sum of sizes before each, per step."""
+        sizes = bits.value(torch.arange(bits.FIRST_NONFINITE_CODE))
+        share = self.counts[: bits.FIRST_NONFINITE_CODE].to(torch.float64)
+        share = share / share.sum().clamp(min=1)
+        nothing = share.new_zeros(1)
+        above = torch.cat([share.flip(0).cumsum(0).flip(0), nothing])
+        return sizes, above, torch.cat([nothing, (share * sizes).cumsum(0)])
+
+
+Step = Constant | Gaussian | Sampled
+"""How large the steps are; their signs are random, each with probability one half."""
+
+
+@cache
+def _cells(form: Format) -> tuple[Tensor, Tensor, Tensor]:
+    """Outward edge, inward edge, whether ties leave, of the cell of each finite bfloat16 magnitude (scale 1)."""
+    return _edges(bits.value(torch.arange(bits.FIRST_NONFINITE_CODE)).numpy(), form)
+
+
+def _edges(magnitudes: np.ndarray, form: Format) -> tuple[Tensor, Tensor, Tensor]:
+    outward, inward, odd = np.empty_like(magnitudes), np.empty_like(magnitudes), np.empty(magnitudes.size, np.bool_)
+    _ladder_pass.cells(magnitudes, form.digits, form.lowest, form.largest, form.saturates, outward, inward, odd)
+    return torch.from_numpy(outward), torch.from_numpy(inward), torch.from_numpy(odd)
+
+
+def visible(form: Format, step: Step, start: Start = "stored", scale: float = 1.0) -> Shares:
+    """P(a step is visible in the format), per bfloat16 magnitude code of the weight.
+
+    Args:
+        form: the number format that stores the weight.
+        step: how large the steps are, in the units of the weights; the sign is random and independent.
+        start: "stored", the weight is exactly the bfloat16 value of the code; "within", it lies anywhere in its cell
+            of the format, uniformly.
+        scale: what weights are divided by before rounding (`Format.scale`).
+
+    Returns:
+        float64 [32768], zero for nonfinite codes. Stored: half of P(beyond the outward edge) and half of P(beyond the
+        inward edge): ulp/2, at powers of two ulp/4 inward, and other distances where the format is coarser than
+        bfloat16 (PNT Corollary 3.6 for any format). Within: ``E[min(1, |d| / width of the cell)]``, ours.
+
+    >>> p = visible(FORMATS[2], Constant(0.003))
+    >>> float(p[bits.magnitude_code(torch.tensor(1.0))]), float(p[bits.magnitude_code(torch.tensor(1.5))])
+    (0.5, 0.0)
+    >>> p = visible(FORMATS[2], Constant(0.003), "within")
+    >>> round(float(p[bits.magnitude_code(torch.tensor(1.5))]), 4)
+    0.384
+    """
+    magnitudes = bits.value(torch.arange(bits.FIRST_NONFINITE_CODE)) / scale
+    outward, inward, odd = _cells(form) if scale == 1.0 else _edges(magnitudes.numpy(), form)
+    result = torch.zeros(bits.MAGNITUDE_CODES, dtype=torch.float64)
+    if start == "within":
+        result[: bits.FIRST_NONFINITE_CODE] = step.across((outward - inward) * scale)
+    else:
+        sides = [step.beyond((edge - magnitudes).abs() * scale, odd) for edge in (outward, inward)]
+        result[: bits.FIRST_NONFINITE_CODE] = 0.5 * (sides[0] + sides[1])
+    return result
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What one pass over weights and their steps counted; exact integers, whatever the number of threads.
+
+    Attributes:
+        nonfinite: entries left out because one side is NaN or infinite.
+        code_total: int64 [32768], finite entries per bfloat16 magnitude code of the base.
+        step_total: int64 [32768], entries per bfloat16 magnitude code of ``|D|``.
+        code_visible: int64 [formats, 32768], entries whose whole step is visible.
+        scaled: int64 [formats, factors], entries that are visible when every step is multiplied by the factor.
+    """
+
+    nonfinite: int
+    code_total: Counts
+    step_total: Counts
+    code_visible: Int[Tensor, "formats codes"]
+    scaled: Int[Tensor, "formats factors"]
+
+
+def count(
+    before: Shaped[Tensor, "..."],
+    after: Shaped[Tensor, "..."],
+    factors: Sequence[float] = (),
+    formats: Sequence[Format] = FORMATS,
+) -> Ladder:
+    """Count which steps are visible in each format: ``round(before) != round(after)``, +0 equal to -0.
+
+    Args:
+        before: the weights, any shape and floating dtype; rounded to each format first.
+        after: the weights after the step, unrounded (float32 or float64), same shape.
+        factors: also count ``round(before) != round(before + factor D)``, D and the sum in float64.
+        formats: the rungs.
+
+    Returns:
+        Counts. Memory: a few blocks of a million weights in float64 per thread. Source: DEFINITIONS section 4, ours;
+        the literal twin, rounding by torch, is in the tests.
+
+    >>> found = count(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 1.003]), [2.0])
+    >>> [int(row.sum()) for row in found.code_visible], found.scaled.flatten().tolist()
+    ([1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0])
+    """
+    if before.shape != after.shape:
+        raise ValueError(f"count needs two tensors of one shape, not {before.shape} and {after.shape}")
+    left, right = before.detach().cpu().reshape(-1), after.detach().cpu().reshape(-1)
+    top = _largest(left)
+    grid = (
+        np.array([[form.digits, form.lowest] for form in formats], np.int64),
+        np.array([form.largest for form in formats], np.float64),
+        np.array([form.saturates for form in formats], np.bool_),
+        np.array([form.scale(top) for form in formats], np.float64),
+        np.array(factors, np.float64),
+    )
+    starts = [*range(0, left.numel(), BLOCK), left.numel()]
+    threads = max(min(torch.get_num_threads(), len(starts) - 1), 1)
+    spans = [
+        starts[(len(starts) - 1) * i // threads : (len(starts) - 1) * (i + 1) // threads + 1] for i in range(threads)
+    ]
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(lambda span: _span(left, right, span, grid), spans))
+    whole = [sum(each) for each in zip(*parts, strict=True)]
+    return Ladder(int(whole[0]), *(torch.from_numpy(np.asarray(each)) for each in whole[1:]))
+
+
+def _largest(weight: Tensor) -> float:
+    """The largest finite magnitude, block by block."""
+    top = 0.0
+    for start in range(0, weight.numel(), BLOCK):
+        block = weight[start : start + BLOCK].to(torch.float32)
+        ends = block.aminmax()
+        if not torch.isfinite(ends.min + ends.max):
+            block = block[torch.isfinite(block)]
+            ends = block.aminmax() if block.numel() else ends
+        top = max(top, -float(ends.min), float(ends.max))
+    return top
+
+
+def _span(
+    left: Tensor, right: Tensor, starts: Sequence[int], grid: tuple[np.ndarray, ...]
+) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The counts over consecutive blocks, by one thread."""
+    *_, scales, factors = grid
+    nonfinite, total, steps = 0, np.zeros(bits.MAGNITUDE_CODES, np.int64), np.zeros(bits.MAGNITUDE_CODES, np.int64)
+    seen = np.zeros((scales.size, bits.MAGNITUDE_CODES), np.int64)
+    scaled = np.zeros((scales.size, factors.size), np.int64)
+    for start, stop in pairwise(starts):
+        block, end = left[start:stop], right[start:stop].to(torch.float64)
+        exact = block.to(torch.float64)
+        nonfinite += _ladder_pass.count(exact.numpy(), end.numpy(), flat_codes(block), *grid, total, seen, scaled)
+        steps += np.bincount(flat_codes(end - exact) & 0x7FFF, minlength=bits.MAGNITUDE_CODES)
+    return nonfinite, total, steps, seen, scaled
