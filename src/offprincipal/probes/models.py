@@ -54,16 +54,19 @@ class Model(nn.Module):
 
     Attributes:
         module: the transformers model, in evaluation mode.
-        body: its part from token ids to hidden states.
         vocabulary: how many logits the head gives.
     """
 
     def __init__(self, module: Any):
         super().__init__()
         self.module = module
-        self.body = getattr(module, module.base_model_prefix)
         self.vocabulary = int(module.get_output_embeddings().weight.shape[0])
         self.longest = getattr(module.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def body(self) -> Any:
+        """The part from token ids to hidden states; no attribute, or its parameters would have two names."""
+        return getattr(self.module, self.module.base_model_prefix)
 
     def weights(self) -> dict[str, Tensor]:
         """Every parameter by the name that transformers gives it, a tied one once."""
