@@ -9,6 +9,7 @@ from offprincipal.cli.cache import cache
 from offprincipal.cli.compare import compare
 from offprincipal.cli.inspect import inspect
 from offprincipal.cli.lab import lab
+from offprincipal.cli.mask import mask
 from offprincipal.cli.report import report
 from offprincipal.errors import OffprincipalError
 
@@ -41,6 +42,7 @@ for verb in (
     inspect,
     compare,
     report,
+    mask,
     lab,
     cache,
 ):

@@ -13,8 +13,9 @@ from offprincipal.checkpoint._source import read_whole
 from offprincipal.errors import InputError
 from offprincipal.fanout import Engine, here
 from offprincipal.masksets._draft import Draft, Made, described, made
+from offprincipal.masksets._files import Entry
 from offprincipal.masksets._layout import put, take
-from offprincipal.masksets._maskset import Entry, MaskSet
+from offprincipal.masksets._maskset import MaskSet
 from offprincipal.masksets._rules import FACTORED, Rule, choose, rule_of
 from offprincipal.measurement import content_hash
 from offprincipal.names import Cut

@@ -86,6 +86,7 @@ def consensus(
     out: str | Path,
     *,
     base: str | Path | None = None,
+    offline: bool = False,
     progress: Progress | None = None,
 ) -> tuple[MaskSet, dict[str, Any]]:
     """A new set: the weights that at least `min_agree` of several sets hold, and how often chance would have it.
@@ -95,6 +96,7 @@ def consensus(
         min_agree: how many have to agree.
         out: folder of the new set.
         base: the base, for the magnitude null; without it there is only chance.
+        offline: never ask the Hub for the base.
         progress: called before each weight.
 
     Returns:
@@ -112,7 +114,9 @@ def consensus(
     opened = [MaskSet.open(each) for each in sets]
     for other in opened[1:]:
         opened[0].check_like(other, asked)
-    checkpoint = None if base is None else open_checkpoint(base)
+    checkpoint = None if base is None else open_checkpoint(base, offline=offline)
+    if checkpoint:
+        opened[0].check_names(checkpoint)
     rule = {"kind": "consensus", "min_agree": min_agree, "of": [each.named() for each in opened]}
     counts = _Times(len(opened))
     with Draft(out, rule, opened[0].header["base"], asked) as draft:
@@ -141,7 +145,6 @@ class _Times:
         self.observed += torch.bincount(agree.view(-1).to(torch.int64), minlength=len(sets) + 1).numpy()
         weight = None
         if base is not None:
-            sets[0].check_names(base)
             weight, self.has_base = base.read(name), True
             sets[0].check_weight(name, weight, base.ref)
         for piece in sets[0].pieces(name):

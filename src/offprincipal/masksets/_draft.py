@@ -21,7 +21,8 @@ from torch import Tensor
 from offprincipal.checkpoint import Checkpoint
 from offprincipal.errors import InputError
 from offprincipal.masksets._encoding import pack
-from offprincipal.masksets._maskset import HEADER, SCHEMA_VERSION, STEM, MaskSet, count_of
+from offprincipal.masksets._files import HEADER, SCHEMA_VERSION, STEM, count_of
+from offprincipal.masksets._maskset import MaskSet
 from offprincipal.measurement import content_hash
 from offprincipal.store import explained, write_file
 from offprincipal.writer import Writer

@@ -20,7 +20,7 @@ def pack(mask: Tensor) -> Tensor:
     """
     flat = mask.cpu().contiguous().view(-1).numpy()
     wide = flat.size > 1 << 31
-    ones = np.count_nonzero(flat)
+    ones = int(np.count_nonzero(flat))
     if ones < (SPARSE / 2 if wide else SPARSE) * flat.size:
         positions = torch.empty(ones, dtype=torch.int64 if wide else torch.int32)
         positions.numpy()[:] = np.flatnonzero(flat)

@@ -137,6 +137,9 @@ def summarise(rows: Sequence[Mapping[str, Any]], matched: bool) -> dict[str, Any
     union = [each for each in rows if each["either"]]
     keys = ["jaccard", "jaccard_bernoulli", *(["jaccard_matched"] if matched else [])]
     found |= {key: _mean(union, key) for key in keys}
+    if matched:
+        sums = [sum(each[key] for each in union) for key in ("both", "matched", "matched_var")]
+        found["jaccard_excess_z"] = nulls.z_score(float(sums[0]), sums[1], sums[2])
     found["jaccard_pooled"] = total["both"] / total["either"] if total["either"] else None
     return found
 

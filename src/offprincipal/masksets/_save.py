@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -42,7 +42,8 @@ def save_masks(
     with Draft(folder, rule or {"kind": "given"}, about, asked) as draft:
         if draft.finished:  # nothing tells whether its masks are these
             raise InputError(asked, "it holds a mask set already", "choose another folder, or delete this one")
-        for name, mask in masks.items() if isinstance(masks, Mapping) else masks:
+        given = masks.items() if isinstance(masks, Mapping) else masks
+        for name, mask in cast("Iterable[tuple[str, Tensor]]", given):
             if mask.dtype != torch.bool:
                 raise InputError(asked, f"the mask of {name!r} is {mask.dtype}", "give boolean tensors")
             draft.add(name, made(mask, _base_hash(base, name, tuple(mask.shape), asked)))
