@@ -81,6 +81,7 @@ def mean_kl(log_p: Tensor, log_q: Tensor, device: str | torch.device = "cpu") ->
     total = 0.0
     for start in range(0, len(log_p), AT_ONCE):
         p, q = (side[start : start + AT_ONCE].to(device).double() for side in (log_p, log_q))
-        r = torch.where(p == -torch.inf, 0.0, q - p)  # what p rules out adds nothing
-        total += float((p.exp() * (r.expm1() - r)).sum())
+        r = q - p
+        terms = torch.where(p == -torch.inf, q.exp(), p.exp() * (r.expm1() - r))  # the limit where p rules a token out
+        total += float(terms.sum())
     return total / len(log_p)
