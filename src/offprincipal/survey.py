@@ -17,11 +17,11 @@ from typing import Any
 from offprincipal.across import steps_of
 from offprincipal.checkpoint import Checkpoint, open_checkpoint
 from offprincipal.errors import CheckFailed, UsageError
-from offprincipal.fanout import Engine, here, processes, shard
+from offprincipal.fanout import Engine, here, processes, shard, threads
 from offprincipal.measurement import Task, measure_tensor
 from offprincipal.pairs import Plan, pair
 from offprincipal.results import Comparison, write_results
-from offprincipal.rows import Settings
+from offprincipal.rows import Settings, one_thread
 from offprincipal.store import Store
 
 WORTH_PROCESSES = 1e10
@@ -222,15 +222,26 @@ def refuse_unpaired(survey: Survey) -> None:
 
 
 def on_this_machine(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """An engine: one process per core where the work is worth their start, else this process.
+    """An engine: all cores, by processes where matrices are factored and that is worth their start, else by threads.
 
-    Factoring fills a core per tensor, counting fills all cores from one process. At most eight processes, since each
-    takes half a gigabyte before any tensor. Starts processes: a script needs ``if __name__ == "__main__"``.
+    Factoring fills a core per tensor and holds Python's lock between the products; counting hardly needs the lock. At
+    most eight processes, since each takes half a gigabyte before any tensor. Starts processes: a script needs
+    ``if __name__ == "__main__"``.
     """
     work: list[Task] = list(items)
+    if not work or work[0].settings.device != "cpu":
+        return here(function, work)
+    cores, settings = os.cpu_count() or 1, work[0].settings
+    if not settings.geometry:
+        return _one_thread_each(threads(function, work, cores))
     worth = sum(task.cost for task in work) > WORTH_PROCESSES
-    jobs = min(os.cpu_count() or 1, 8, len(work)) if worth and work[0].settings.device == "cpu" else 1
-    return processes(function, work, jobs)
+    return processes(function, work, min(cores, 8, len(work)) if worth else 1)
+
+
+def _one_thread_each(results: Iterator[Any]) -> Iterator[Any]:
+    """Hold torch to one thread while results come in: the cores are filled by tensors."""
+    with one_thread():
+        yield from results
 
 
 def measure_missing(tasks: Sequence[Task], store: Store, engine: Engine, progress: Progress | None) -> None:

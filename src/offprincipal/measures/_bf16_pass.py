@@ -12,6 +12,12 @@ from numba import njit
 TILE = 512
 """Weights per tile: two uint16 inputs, two float32 copies and two float64 lanes take 16 kB."""
 
+WIDE_TILE = 4096
+"""Weights per tile of `tally_codes`: four uint16 arrays take 32 kB."""
+
+BLOCK = 1 << 16
+"""Weights per block of `tally_codes`."""
+
 ULP_EDGES = np.array([1, 2, 4, 8, 16, 32, 64], np.uint16)
 """Lower edges of the bins of the change in ulps (*ours*): 1, 2-3, 4-7, ..., 64 and more."""
 
@@ -210,17 +216,41 @@ def first_changed(before, after, code, quota):
 
 
 @_compiled
-def count_code(before, after, code):
-    """How many entries of flat uint16 codes have this magnitude code, and how many of those changed."""
-    total, moved = 0, 0
-    for start in range(0, before.size, 1 << 15):
-        x, y = before[start : start + (1 << 15)], after[start : start + (1 << 15)]
-        n, k = u16(0), u16(0)
-        for j in range(x.size):
-            hit = u16(x[j] & u16(0x7FFF)) == code
-            differs = (x[j] != y[j]) & (u16((x[j] | y[j]) & u16(0x7FFF)) != u16(0))
-            n = u16(n + (u16(1) if hit else u16(0)))
-            k = u16(k + (u16(1) if hit & differs else u16(0)))
-        total += n
-        moved += k
-    return total, moved
+def _tally(code, differs, wanted):
+    """How many codes of one tile are the wanted one, and how many of those differ."""
+    n, k = u16(0), u16(0)
+    for j in range(code.size):
+        hit = u16(1) if code[j] == wanted else u16(0)
+        n = u16(n + hit)
+        k = u16(k + (hit & differs[j]))
+    return n, k
+
+
+@_compiled
+def tally_codes(before, after, wanted, total, moved):
+    """Per block of `BLOCK` flat uint16 codes and wanted magnitude code: how many, and how many of those changed.
+
+    Args:
+        before: uint16 [n] codes of the base.
+        after: uint16 [n] codes of the tuned side.
+        wanted: uint16 [k] magnitude codes.
+        total: int64 [blocks, k], added to.
+        moved: int64 [blocks, k], added to.
+    """
+    code, differs = np.empty(WIDE_TILE, u16), np.empty(WIDE_TILE, u16)
+    for start in range(0, before.size, WIDE_TILE):
+        x, y = before[start : start + WIDE_TILE], after[start : start + WIDE_TILE]
+        n = x.size
+        _magnitudes(x, y, code[:n], differs[:n])
+        for i in range(wanted.size):
+            found, changed = _tally(code[:n], differs[:n], wanted[i])
+            total[start // BLOCK, i] += found
+            moved[start // BLOCK, i] += changed
+
+
+@_compiled
+def _magnitudes(x, y, code, differs):
+    for j in range(x.size):
+        code[j] = u16(x[j] & u16(0x7FFF))
+        nonzero = u16((x[j] | y[j]) & u16(0x7FFF)) != u16(0)
+        differs[j] = u16(1) if (x[j] != y[j]) & nonzero else u16(0)

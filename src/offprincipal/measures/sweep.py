@@ -236,24 +236,37 @@ def low_changed(
     quota = torch.tensor(list(ones)) - (reached - counts.code_total)[last]
     whole = quota >= counts.code_total[last]
     partial = torch.where(whole, counts.code_changed[last], 0)
-    ends = (~whole & (quota > 0)).nonzero().flatten().tolist()
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        found = threads.map(lambda i: _first_changed(before, after, int(last[i]), int(quota[i])), ends)
-        for i, changed in zip(ends, found, strict=True):
-            partial[i] = changed
+    ends = (~whole & (quota > 0)).nonzero().flatten()
+    if len(ends):
+        partial[ends] = torch.tensor(_first_changed(before, after, last[ends].numpy(), quota[ends].tolist()))
     return (changed_below[last] + partial).tolist()
 
 
-def _first_changed(before: Tensor, after: Tensor, code: int, quota: int) -> int:
-    """Changed entries among the first `quota` entries, in flat order, of one magnitude code.
+def _first_changed(before: Tensor, after: Tensor, codes: np.ndarray, quotas: Sequence[int]) -> list[int]:
+    """Changed entries among the first `quotas[i]` entries, in flat order, of magnitude code `codes[i]`.
 
-    Whole blocks are counted by vector code; only the block in which the quota ends is walked entry by entry.
+    One pass counts every code per block by vector code; only the block in which a quota ends is walked entry by entry.
     """
-    left, right, hits, wanted = before.reshape(-1), after.reshape(-1), 0, np.uint16(code)
-    for start in range(0, left.numel(), BLOCK):
-        x, y = (flat_codes(t[start : start + BLOCK]) for t in (left, right))
-        found, moved = (int(n) for n in _bf16_pass.count_code(x, y, wanted))
-        if found >= quota:
-            return hits + int(_bf16_pass.first_changed(x, y, wanted, quota))
-        hits, quota = hits + moved, quota - found
-    return hits
+    left, right, size = before.reshape(-1), after.reshape(-1), _bf16_pass.BLOCK
+    wanted = codes.astype(np.uint16)
+    blocks = -(-left.numel() // size)
+    total, moved = (np.zeros((blocks, len(wanted)), np.int64) for _ in range(2))
+
+    def part(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        return flat_codes(left[start:stop]), flat_codes(right[start:stop])
+
+    def count(start: int) -> None:
+        at = slice(start // size, (start + BLOCK) // size)
+        _bf16_pass.tally_codes(*part(start, start + BLOCK), wanted, total[at], moved[at])
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        list(threads.map(count, range(0, left.numel(), BLOCK)))
+    reached, changed = total.cumsum(axis=0), moved.cumsum(axis=0)
+    found = []
+    for i, quota in enumerate(quotas):
+        end = int(np.searchsorted(reached[:, i], quota))
+        x, y = part(end * size, (end + 1) * size)
+        rest = quota - int(reached[end, i] - total[end, i])
+        walked = int(_bf16_pass.first_changed(x, y, wanted[i], rest))
+        found.append(int(changed[end, i] - moved[end, i]) + walked)
+    return found
