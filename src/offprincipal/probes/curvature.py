@@ -18,7 +18,7 @@ from torch import Tensor
 from offprincipal.errors import InputError, UsageError
 from offprincipal.measures.masks import RANK
 from offprincipal.probes import forms
-from offprincipal.probes.directions import Direction, Matrix, Region, joined, matrices_of, stacked, wanted
+from offprincipal.probes.directions import Direction, Matrix, Region, joined, matrices_of, wanted
 from offprincipal.probes.models import Model, check_device, load_model, open_all
 from offprincipal.probes.results import described, prepare, write
 from offprincipal.probes.texts import Batch, Text, check_ids, padded, read_texts
@@ -178,62 +178,52 @@ def _measured(
     """One row per block, direction and batch: all matrices together for each run, then matrix by matrix."""
     limit = len(regions) if settings.matrices is None else min(settings.matrices, len(regions))
     chosen = [matrix for i, matrix in enumerate(regions) if i * limit // len(regions) != (i - 1) * limit // len(regions)]
-    total, done = len(deltas) + len(chosen), 0
+    work: list[tuple[Row, list[tuple[str, Direction, Mapping[Matrix, Tensor]]]]] = []
+    every = wanted(settings.draws)
     for label, delta in deltas.items():
-        for direction in wanted(settings.draws):
-            along = joined(direction, delta, regions, settings.seed, model)
-            for name, tensor in along.items():
-                along[name] = tensor[None]
-            if any(bool(tensor.any()) for tensor in along.values()):
-                yield from _rows({"block": ALL, "layer": None, "kind": None}, [(label, direction)], along, model, dealt)
-        done += 1
-        if progress:
-            progress(done, total, f"{label}: {ALL}")
+        work.append(({"block": ALL, "layer": None, "kind": None}, [(label, each, delta) for each in every]))
     for matrix in chosen:
-        yield from _one_matrix(model, dealt, matrix, deltas, regions[matrix], settings)
-        done += 1
+        about = {"block": matrix.piece.name, "layer": matrix.piece.place.layer, "kind": matrix.piece.place.kind}
+        alone = {label: {matrix: delta[matrix]} for label, delta in deltas.items() if matrix in delta}
+        own = [(label, each, delta) for label, delta in alone.items() for each in every if not each.random]
+        shared = next(iter(alone.values()))  # in one matrix a draw does not depend on the update
+        work.append((about, own + [("", each, shared) for each in every if each.random]))
+    for done, (about, directions) in enumerate(work, 1):
+        yield from _block(about, directions, model, dealt, regions, settings.seed)
         if progress:
-            progress(done, total, matrix.piece.name)
+            progress(done, len(work), about["block"])
 
 
-def _one_matrix(
-    model: Model, dealt: Sequence[Batch], matrix: Matrix, deltas: Updates, region: Region, settings: Settings
-) -> Iterator[Row]:
-    """The parts of every run's update and, once, of every draw; so many at a time as memory allows."""
-    about = {"block": matrix.piece.name, "layer": matrix.piece.place.layer, "kind": matrix.piece.place.kind}
-    directions = wanted(settings.draws)
-    work = [
-        (label, *found)
-        for label, delta in deltas.items()
-        if matrix in delta
-        for found in stacked([d for d in directions if not d.random], matrix, delta[matrix], region, settings.seed, model)
-    ]
-    like = torch.empty(region.mask.shape)
-    work += [
-        ("", *found)
-        for found in stacked([d for d in directions if d.random], matrix, like, region, settings.seed, model)
-    ]
-    tokens = max(batch.ids.numel() for batch in dealt)
-    width = model.module.get_output_embeddings().weight.shape[1]
-    step = max(1, AT_ONCE // (like.numel() + 64 * tokens * width))
-    for start in range(0, len(work), step):
-        part = work[start : start + step]
-        along = {matrix.parameter: torch.stack([tensor for _, _, tensor in part])}
-        yield from _rows(about, [(label, direction) for label, direction, _ in part], along, model, dealt)
-
-
-def _rows(
+def _block(
     about: Row,
-    names: Sequence[tuple[str, Direction]],
-    along: Mapping[str, Tensor],
+    directions: Sequence[tuple[str, Direction, Mapping[Matrix, Tensor]]],
     model: Model,
     dealt: Sequence[Batch],
+    regions: Mapping[Matrix, Region],
+    seed: int,
 ) -> Iterator[Row]:
-    """Both forms along these unit directions in every batch; a random direction that all runs share has no run."""
-    for number, batch in enumerate(dealt):
-        found = forms.curvature(model, batch, along)
-        for i, (label, direction) in enumerate(names):
-            yield {
-                **about, "run": label, "part": direction.part, "draw": direction.draw, "batch": number,
-                "tokens": int(batch.scored.sum()), "fisher": float(found.fisher[i]), "hessian": float(found.hessian[i]),
-            }  # fmt: skip
+    """One row per direction and batch: both forms along the unit direction; so many directions at a time as fit.
+
+    A random direction that all runs share has no run. A part that is empty (no entry of the update lies there) has no row.
+    """
+    width = model.module.get_output_embeddings().weight.shape[1]
+    entries = sum(delta.numel() for delta in directions[0][2].values())
+    held = entries + 64 * width * max(batch.ids.numel() for batch in dealt)
+    step = max(1, AT_ONCE // held)
+    for start in range(0, len(directions), step):
+        made = [
+            (label, each, joined(each, deltas, regions, seed, model))
+            for label, each, deltas in directions[start : start + step]
+        ]
+        made = [found for found in made if any(bool(tensor.any()) for tensor in found[2].values())]
+        if not made:
+            continue
+        along = {name: torch.stack([tensors[name] for _, _, tensors in made]) for name in made[0][2]}
+        for number, batch in enumerate(dealt):
+            found = forms.curvature(model, batch, along)
+            for i, (label, each, _) in enumerate(made):
+                yield {
+                    **about, "run": label, "part": each.part, "draw": each.draw, "batch": number,
+                    "tokens": int(batch.scored.sum()), "fisher": float(found.fisher[i]),
+                    "hessian": float(found.hessian[i]),
+                }  # fmt: skip

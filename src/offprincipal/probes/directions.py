@@ -5,7 +5,7 @@ own parameters, and parts of a direction that add up to it. What it is not: weig
 norm of its update, whatever the part.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -148,7 +148,10 @@ def unit(direction: Direction, delta: Tensor, region: Region, seed: int, name: s
 def joined(
     direction: Direction, deltas: Mapping[Matrix, Tensor], regions: Mapping[Matrix, Region], seed: int, model: Model
 ) -> dict[str, Tensor]:
-    """One direction through all matrices, norm 1, each matrix with the share of the norm that the update gives it."""
+    """One direction through these matrices, norm 1, each with the share of the norm that the update gives it.
+
+    Parameter name to tensor of its shape, in the model's dtype; zero where a part is empty.
+    """
     total = sum(float(delta.double().square().sum()) for delta in deltas.values()) ** 0.5
     weights = model.weights()
     found: dict[str, Tensor] = {}
@@ -156,18 +159,6 @@ def joined(
         piece = unit(direction, delta, regions[matrix], seed, matrix.piece.name)
         into = found.setdefault(matrix.parameter, torch.zeros_like(weights[matrix.parameter]))
         if piece is not None:
-            matrix.put(piece * (float(delta.double().norm()) / total), into)
+            matrix.put(piece.to(into) * (float(delta.double().norm()) / total), into)
     return found
 
-
-def stacked(
-    chosen: list[Direction], matrix: Matrix, delta: Tensor, region: Region, seed: int, model: Model
-) -> Iterator[tuple[Direction, Tensor]]:
-    """Directions in one matrix, each as a tensor of the parameter's shape; empty parts are left out."""
-    like = model.weights()[matrix.parameter]
-    for direction in chosen:
-        piece = unit(direction, delta, region, seed, matrix.piece.name)
-        if piece is not None:
-            into = torch.zeros_like(like)
-            matrix.put(piece.to(like), into)
-            yield direction, into
