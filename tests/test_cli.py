@@ -156,6 +156,13 @@ def test_flags_are_frozen():
             "--offline", "--out", "--seed", "--shard-index", "--strict", "--trajectory",
         ],
         "report": ["--figures"],
+        "probe kl": [
+            "--batch", "--device", "--json", "--max-new-tokens", "--out", "--prompts", "--sample", "--sampled-by", "--seed",
+        ],
+        "probe curvature": [
+            "--batches", "--device", "--draws", "--json", "--matrices", "--out", "--prompts", "--rank", "--seed",
+        ],
+        "probe fisher": ["--batch", "--device", "--halvings", "--json", "--out", "--prompts", "--seed"],
         "cache": ["--clear", "--json"],
         "lab run": ["--json", "--out", "--preset", "--seed"],
     }  # fmt: skip

@@ -5,11 +5,13 @@ import sys
 import click
 
 from offprincipal import __version__
+from offprincipal.cli.adapter import adapter
 from offprincipal.cli.cache import cache
 from offprincipal.cli.compare import compare
 from offprincipal.cli.inspect import inspect
 from offprincipal.cli.lab import lab
 from offprincipal.cli.mask import mask
+from offprincipal.cli.probe import probe
 from offprincipal.cli.report import report
 from offprincipal.errors import OffprincipalError
 
@@ -43,6 +45,8 @@ for verb in (
     compare,
     report,
     mask,
+    adapter,
+    probe,
     lab,
     cache,
 ):
