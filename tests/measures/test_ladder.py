@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offprincipal.measures import bits, ladder, nulls
-from offprincipal.measures.ladder import FORMATS, Constant, Format, Gaussian, Sampled
+from offprincipal.measures.ladder import FORMATS, Format
+from offprincipal.measures.steps import Constant, Gaussian, Sampled, Step
 
 NAMES = [form.name for form in FORMATS]
 CODES = torch.arange(65_536, dtype=torch.int32)
@@ -218,7 +219,7 @@ PUBLISHED = {"fp32": 0.995, "fp16": 0.0243, "bf16": 0.00614, "fp8": 0.000655}
 """Changed by one GRPO step of Qwen3-30B-A3B (arXiv 2605.07330); the kind of fp8 is not said."""
 
 
-def share_visible(step: ladder.Step, start: ladder.Start) -> dict[str, float]:
+def share_visible(step: Step, start: ladder.Start) -> dict[str, float]:
     """Of Gaussian weights of sd .02, per format."""
     weights = torch.randn(400_000, generator=torch.Generator().manual_seed(3)).double() * 0.02
     total, top = torch.bincount(bits.magnitude_code(weights), minlength=32_768), float(weights.abs().max())

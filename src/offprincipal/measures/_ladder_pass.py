@@ -58,7 +58,7 @@ def leaves(end, outward, inward, odd):
 
 
 @njit(nogil=True, cache=True)
-def count(before, after, codes, shape, largest, saturates, scales, factors, total, visible, scaled):
+def count(total, visible, scaled, before, after, codes, shape, largest, saturates, scales, factors):
     """Count the weights that leave their cell, per format: at the whole step by code, at each factor of it in all.
 
     `shape` [formats, 2]: digits, lowest. Nonfinite entries are left out; returns how many there are.

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from offprincipal.measures import _ladder_pass, bits
 from offprincipal.measures.bits import flat_codes
+from offprincipal.measures.steps import Step
 
 BLOCK = 1 << 20
 """Weights per block: what one thread holds in float64 at once."""
@@ -74,83 +75,6 @@ FORMATS = (
 """The rungs. e4m3fn has no infinity and saturates, as inference kernels do; the last has one scale per tensor."""
 
 
-@dataclass(frozen=True)
-class Constant:
-    """Every step has one size, as Adam's when it follows the sign of the gradient."""
-
-    size: float
-
-    def beyond(self, distance: Tensor, tie: Tensor) -> Tensor:
-        """P(|d| > distance), where `tie` P(|d| >= distance); float64.
-
-        >>> Constant(1.0).beyond(torch.tensor([1.0, 1.0]).double(), torch.tensor([True, False])).tolist()
-        [1.0, 0.0]
-        """
-        return ((distance < self.size) | (tie & (distance == self.size) & (self.size > 0))).to(torch.float64)
-
-    def across(self, width: Tensor) -> Tensor:
-        """E[min(1, |d| / width)], the chance of crossing an edge from anywhere in a cell; float64."""
-        return (self.size / width).clamp(max=1.0)
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """Steps are Gaussian, as the sum of many of random sign."""
-
-    sd: float
-
-    def beyond(self, distance: Tensor, tie: Tensor) -> Tensor:
-        """P(|d| > distance); ties have measure zero."""
-        return torch.special.erfc(distance / (self.sd * 2**0.5)) if self.sd else torch.zeros_like(distance)
-
-    def across(self, width: Tensor) -> Tensor:
-        """E[min(1, |d| / width)]; float64.
-
-        ``sqrt(2/pi) (1 - exp(-u^2)) sd / width + erfc(u)`` with ``u = width / (sd sqrt 2)``.
-
-        >>> round(float(Gaussian(1e-3).across(torch.tensor(1.0).double())), 7)
-        0.0007979
-        """
-        if not self.sd:
-            return torch.zeros_like(width)
-        u = width / (self.sd * 2**0.5)
-        return -torch.special.expm1(-u.square()) * (2 / torch.pi) ** 0.5 * self.sd / width + torch.special.erfc(u)
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Steps as they were counted: a histogram of ``|d|`` over bfloat16 magnitude codes (to 0.4 % of each size)."""
-
-    counts: Counts
-
-    def beyond(self, distance: Tensor, tie: Tensor) -> Tensor:
-        """P(|d| > distance), where `tie` P(|d| >= distance); float64."""
-        sizes, above, _ = self._cumulative()
-        first = torch.where(
-            tie, torch.searchsorted(sizes, distance), torch.searchsorted(sizes, distance, right=True)
-        ).clamp(min=1)  # no step of size zero is ever visible
-        return above[first]
-
-    def across(self, width: Tensor) -> Tensor:
-        """E[min(1, |d| / width)]; float64."""
-        sizes, above, below = self._cumulative()
-        first = torch.searchsorted(sizes, width)
-        return below[first] / width + above[first]
-
-    def _cumulative(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Sizes in rising order; the share of steps from each on; the sum of sizes before each, per step."""
-        sizes = bits.value(torch.arange(bits.FIRST_NONFINITE_CODE))
-        share = self.counts[: bits.FIRST_NONFINITE_CODE].to(torch.float64)
-        share = share / share.sum().clamp(min=1)
-        nothing = share.new_zeros(1)
-        above = torch.cat([share.flip(0).cumsum(0).flip(0), nothing])
-        return sizes, above, torch.cat([nothing, (share * sizes).cumsum(0)])
-
-
-Step = Constant | Gaussian | Sampled
-"""How large the steps are; their signs are random, each with probability one half."""
-
-
 @cache
 def _cells(form: Format) -> tuple[Tensor, Tensor, Tensor]:
     """Outward edge, inward edge, whether ties leave, of the cell of each finite bfloat16 magnitude (scale 1)."""
@@ -178,6 +102,7 @@ def visible(form: Format, step: Step, start: Start = "stored", scale: float = 1.
         inward edge): ulp/2, at powers of two ulp/4 inward, and other distances where the format is coarser than
         bfloat16 (PNT Corollary 3.6 for any format). Within: ``E[min(1, |d| / width of the cell)]``, ours.
 
+    >>> from offprincipal.measures.steps import Constant
     >>> p = visible(FORMATS[2], Constant(0.003))
     >>> float(p[bits.magnitude_code(torch.tensor(1.0))]), float(p[bits.magnitude_code(torch.tensor(1.5))])
     (0.5, 0.0)
@@ -240,7 +165,7 @@ def count(
     if before.shape != after.shape:
         raise ValueError(f"count needs two tensors of one shape, not {before.shape} and {after.shape}")
     left, right = before.detach().cpu().reshape(-1), after.detach().cpu().reshape(-1)
-    top = _largest(left)
+    top = largest(left)
     grid = (
         np.array([[form.digits, form.lowest] for form in formats], np.int64),
         np.array([form.largest for form in formats], np.float64),
@@ -259,8 +184,13 @@ def count(
     return Ladder(int(whole[0]), *(torch.from_numpy(np.asarray(each)) for each in whole[1:]))
 
 
-def _largest(weight: Tensor) -> float:
-    """The largest finite magnitude, block by block."""
+def largest(weight: Shaped[Tensor, "..."]) -> float:
+    """The largest finite magnitude, to float32; block by block.
+
+    >>> largest(torch.tensor([1.0, -2.0, float("nan")]))
+    2.0
+    """
+    weight = weight.detach().reshape(-1)
     top = 0.0
     for start in range(0, weight.numel(), BLOCK):
         block = weight[start : start + BLOCK].to(torch.float32)
@@ -283,6 +213,6 @@ def _span(
     for start, stop in pairwise(starts):
         block, end = left[start:stop], right[start:stop].to(torch.float64)
         exact = block.to(torch.float64)
-        nonfinite += _ladder_pass.count(exact.numpy(), end.numpy(), flat_codes(block), *grid, total, seen, scaled)
+        nonfinite += _ladder_pass.count(total, seen, scaled, exact.numpy(), end.numpy(), flat_codes(block), *grid)
         steps += np.bincount(flat_codes(end - exact) & 0x7FFF, minlength=bits.MAGNITUDE_CODES)
     return nonfinite, total, steps, seen, scaled
