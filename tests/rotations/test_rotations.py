@@ -145,5 +145,5 @@ def test_round_to_is_the_nearest_value_on_the_whole_grid(dtype):
     ("value", "dtype"), [(1e6, torch.float16), (1e4, torch.float8_e4m3fn), (1e6, torch.float8_e5m2)]
 )
 def test_a_weight_too_large_for_the_type_is_refused(value, dtype):
-    with pytest.raises(InputError, match="1 weights are larger than its largest value .*; choose a wider type"):
+    with pytest.raises(InputError, match=r"1 weights are larger than its largest value .*; choose a wider type"):
         rotations.round_to(torch.tensor([value, 1.0]), dtype)

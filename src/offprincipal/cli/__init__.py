@@ -8,11 +8,13 @@ from offprincipal import __version__
 from offprincipal.cli.adapter import adapter
 from offprincipal.cli.cache import cache
 from offprincipal.cli.compare import compare
+from offprincipal.cli.forecast import forecast
 from offprincipal.cli.inspect import inspect
 from offprincipal.cli.lab import lab
 from offprincipal.cli.mask import mask
 from offprincipal.cli.probe import probe
 from offprincipal.cli.report import report
+from offprincipal.cli.transform import transform
 from offprincipal.errors import OffprincipalError
 
 
@@ -45,8 +47,10 @@ for verb in (
     compare,
     report,
     mask,
+    transform,
     adapter,
     probe,
+    forecast,
     lab,
     cache,
 ):

@@ -1,6 +1,6 @@
 """What one axis of a weight can undergo without a change of the model's function, and how it is undone.
 
-A weight is ``[out, in]``, a bias or norm ``[n]``; ``rows`` acts on the first axis, ``columns`` on the last of a matrix.
+A weight is ``[out, in]``, a bias or norm ``[n]``; ``rows`` acts on the first axis, ``columns`` on a matrix's last.
 Every change is linear, so it carries a difference of two weights as it carries a weight.
 """
 
@@ -42,6 +42,7 @@ class Turn:
     Attributes:
         blocks: float64 ``[count, size, size]``, each orthogonal.
 
+    >>> import torch
     >>> turn = Turn(torch.tensor([[[0.0, -1.0], [1.0, 0.0]]], dtype=torch.float64))
     >>> value, output = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0, 4.0]])
     >>> (turn.columns(output) @ turn.rows(value) == output @ value).item()
@@ -86,6 +87,7 @@ class Order:
     Attributes:
         index: int64 ``[n]``, a permutation.
 
+    >>> import torch
     >>> Order(torch.tensor([2, 0, 1])).rows(torch.tensor([10, 11, 12])).tolist()
     [12, 10, 11]
     """
@@ -123,6 +125,7 @@ class Stretch:
     Attributes:
         factors: float64 ``[n]``, none of them zero if it is to be undone.
 
+    >>> import torch
     >>> Stretch(torch.tensor([2.0, 3.0])).columns(torch.ones(1, 2)).tolist()
     [[2.0, 3.0]]
     """
