@@ -210,7 +210,7 @@ def _section(runs: Sequence[Mapping[str, Any]], tables: Sequence[pa.Table], sett
         for run in runs
     ]  # fmt: skip
     whose = "each tuned model" if settings.sampled_by == "tuned" else "the base"
-    where = f"continuations sampled from {whose}" if settings.sample else f"the text of {settings.prompts}"
+    where = f"continuations sampled from {whose}" if settings.sample else f"the text of {Path(str(settings.prompts)).name}"
     columns = ["run", "KL(tuned || base)", "KL(base || tuned)", "total variation", "largest token KL", "prompts", "tokens"]
     note = "nats per token, exact over the vocabulary; 95 % bootstrap interval over prompts"
     sentence = (

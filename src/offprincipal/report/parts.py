@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from offprincipal import __version__
-from offprincipal.report import cells, charts, closeup, many, numbers, palette, pictures, story
+from offprincipal.report import cells, charts, closeup, gates, many, numbers, palette, pictures, story
 from offprincipal.report.reading import Comparison
 from offprincipal.report.words import NONE, percent, plain, points
 
@@ -17,6 +17,7 @@ LONG = (
     "consensus",
     "trajectory",
     "path",
+    "probes",
     "definitions",
 )  # keys of the summary that have a section of their own
 ORIGIN = ("ref", "commit", "identity", "content_sha256", "dtypes", "architecture")  # where a run comes from
@@ -43,6 +44,8 @@ def parts(comparison: Comparison) -> dict[str, Any]:
     specs["jaccard"] = many.jaccard(agree) if agree else None
     specs["consensus"] = many.histogram(consensus) if agree else None
     specs |= {f"step-{i}": spec for i, (_, spec) in enumerate(steps)}
+    probed, probe_charts, unshown = gates.gates(comparison.directory)
+    specs |= probe_charts
     drawn = {name: spec for name, spec in specs.items() if spec is not None}
     table, cut = _table(comparison)
     words = {
@@ -51,8 +54,8 @@ def parts(comparison: Comparison) -> dict[str, Any]:
         "path": many.path(comparison.summary.get("path")),
         "steps": [title for title, _ in steps], "agree": [_pair(pair) for pair in agree],
         "stripes": [(a, kind, _r(row), _r(column)) for a, kind, row, column in closeup.stripes(labels, found)],
-        "has": set(drawn), "labels": labels, "base": _base(comparison.summary.get("base")),
-        "missing": _missing(comparison, drawn), "unpaired": comparison.unpaired, "cut": cut,
+        "gates": probed, "has": set(drawn), "labels": labels, "base": _base(comparison.summary.get("base")),
+        "missing": _missing(comparison, drawn) + unshown, "unpaired": comparison.unpaired, "cut": cut,
         "closeups": found, "facts": facts(comparison.summary), "version": __version__,
         "definitions": _definitions(comparison.summary.get("definitions")),
     }  # fmt: skip
