@@ -1,9 +1,9 @@
 """Gate II: is the loss sharp or flat along the update, and along what is principal? Read `measure_curvature` first.
 
-What it is: Rayleigh quotients ``v' F v`` and ``v' H v`` (|v| = 1) of the base's loss, in each matrix and through all of
-them, for the update, its parts on and off the principal subspace and entries, and the same parts of random directions;
-with an interval and the power of the test. What it is not: a proof that curvature steered the update, which a quotient
-at the base cannot be, or a spectrum of the Hessian.
+What it is: Rayleigh quotients ``v' F v`` and ``v' H v`` (|v| = 1) of the base's loss, in each matrix and through all
+of them, for the update, its parts on and off the principal subspace and entries, and the same parts of random
+directions; with an interval and the power of the test. What it is not: a proof that curvature steered the update,
+which a quotient at the base cannot be, or a spectrum of the Hessian.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -105,7 +105,9 @@ def measure_curvature(
     dealt = deal(texts, settings.batches, settings.device)
     matrices = matrices_of(model)
     deltas = {label: updates(model, load_model(checkpoint), matrices, label) for label, checkpoint in runs.items()}
-    regions = {matrix: _region(model, matrix, settings) for matrix in matrices if any(matrix in d for d in deltas.values())}
+    regions = {
+        matrix: _region(model, matrix, settings) for matrix in matrices if any(matrix in d for d in deltas.values())
+    }
     rows = list(_measured(model, dealt, deltas, regions, settings, progress))
     found = [
         {"label": label, **described(checkpoint), "unchanged_matrices": len(matrices) - len(deltas[label])}
@@ -133,7 +135,9 @@ def deal(texts: Sequence[Text], count: int, device: str) -> list[Batch]:
     """
     count = min(count, len(texts))
     if count < 2:
-        raise InputError("probe the curvature", "there is one prompt", "give at least two: the interval is over batches")
+        raise InputError(
+            "probe the curvature", "there is one prompt", "give at least two: the interval is over batches"
+        )
     return [padded(texts[i::count], device) for i in range(count)]
 
 
@@ -165,6 +169,7 @@ def _region(model: Model, matrix: Matrix, settings: Settings) -> Region:
 
 Row = dict[str, Any]
 Updates = Mapping[str, Mapping[Matrix, Tensor]]
+Named = tuple[str, Direction, Mapping[Matrix, Tensor]]
 
 
 def _measured(
@@ -177,8 +182,10 @@ def _measured(
 ) -> Iterator[Row]:
     """One row per block, direction and batch: all matrices together for each run, then matrix by matrix."""
     limit = len(regions) if settings.matrices is None else min(settings.matrices, len(regions))
-    chosen = [matrix for i, matrix in enumerate(regions) if i * limit // len(regions) != (i - 1) * limit // len(regions)]
-    work: list[tuple[Row, list[tuple[str, Direction, Mapping[Matrix, Tensor]]]]] = []
+    chosen = [
+        matrix for i, matrix in enumerate(regions) if i * limit // len(regions) != (i - 1) * limit // len(regions)
+    ]
+    work: list[tuple[Row, Sequence[Named]]] = []
     every = wanted(settings.draws)
     for label, delta in deltas.items():
         work.append(({"block": ALL, "layer": None, "kind": None}, [(label, each, delta) for each in every]))
@@ -196,7 +203,7 @@ def _measured(
 
 def _block(
     about: Row,
-    directions: Sequence[tuple[str, Direction, Mapping[Matrix, Tensor]]],
+    directions: Sequence[Named],
     model: Model,
     dealt: Sequence[Batch],
     regions: Mapping[Matrix, Region],
@@ -204,7 +211,7 @@ def _block(
 ) -> Iterator[Row]:
     """One row per direction and batch: both forms along the unit direction; so many directions at a time as fit.
 
-    A random direction that all runs share has no run. A part that is empty (no entry of the update lies there) has no row.
+    A random direction that all runs share has no run. A part that is empty (the update is zero there) has no row.
     """
     width = model.module.get_output_embeddings().weight.shape[1]
     entries = sum(delta.numel() for delta in directions[0][2].values())

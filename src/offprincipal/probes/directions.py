@@ -1,8 +1,8 @@
 """Directions in weight space: the update of each matrix, its parts on and off what is principal, and random ones.
 
-What it is: matrices in canonical layout (``[out, in]``, experts one by one, fused projections apart) cut out of a model's
-own parameters, and parts of a direction that add up to it. What it is not: weighted by size; every matrix keeps the
-norm of its update, whatever the part.
+What it is: matrices in canonical layout (``[out, in]``, experts one by one, fused projections apart) cut out of a
+model's own parameters, and parts of a direction that add up to it. What it is not: weighted by size; every matrix
+keeps the norm of its update, whatever the part.
 """
 
 from collections.abc import Mapping
@@ -161,4 +161,3 @@ def joined(
         if piece is not None:
             matrix.put(piece.to(into) * (float(delta.double().norm()) / total), into)
     return found
-

@@ -1,4 +1,4 @@
-"""How far two next-token distributions are apart, exact over the vocabulary. Logits in, one row of numbers per position.
+"""How far two next-token distributions are apart, exact over the vocabulary. Logits in, a row of numbers per position.
 
 What it is: both Kullback-Leibler divergences and the total variation, in float64, whatever the logits come in. What it
 is not: an estimate; nothing is sampled and no token is left out.

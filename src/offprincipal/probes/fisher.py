@@ -130,7 +130,11 @@ def update(model: Model, tuned: Model, label: str) -> dict[str, Tensor]:
         InputError: the models have different parameters, or D = 0.
     """
     old, new = model.weights(), tuned.weights()
-    strange = sorted(name for name in old.keys() | new.keys() if getattr(old.get(name), "shape", 0) != getattr(new.get(name), "shape", 1))
+    strange = sorted(
+        name
+        for name in old.keys() | new.keys()
+        if getattr(old.get(name), "shape", 0) != getattr(new.get(name), "shape", 1)
+    )
     asked = f"probe the Fisher form along {label!r}"
     if strange:
         found = f"{len(strange)} parameters differ in name or shape, {strange[0]} first"
@@ -155,7 +159,9 @@ def _rows(
     weights, rows = model.weights(), []
     for number, batch in enumerate(dealt, 1):
         lengths = batch.scored.sum(1).tolist()
-        about = [{"run": label, "prompt": text.prompt, "tokens": n} for text, n in zip(batch.texts, lengths, strict=True)]
+        about = [
+            {"run": label, "prompt": text.prompt, "tokens": n} for text, n in zip(batch.texts, lengths, strict=True)
+        ]
         exact, empirical = (each.split(lengths) for each in fisher_terms(model, batch, delta))
         rows += [{**row, "t": 0.0, "form": float(exact[i].sum()) / 2, "empirical": float(empirical[i].sum()) / 2}
                  for i, row in enumerate(about)]  # fmt: skip
@@ -199,15 +205,15 @@ def _reduced(rows: Sequence[Mapping[str, Any]], settings: Settings, label: str) 
                       "ratio_high": held.high, "leash": t * (half / kl) ** 0.5 if kl > 0 else None,
                       "residual": residuals[-1][1], "residual_even": residuals[-1][2]})  # fmt: skip
     return {
-        "form": half, "empirical": share.value * half, "empirical_ratio": share.value, "empirical_ratio_low": share.low,
-        "empirical_ratio_high": share.high, "kl": steps[0]["kl"], "ratio": steps[0]["ratio"],
-        "ratio_smallest_t": steps[-1]["ratio"], "slope": slope([(t, odd) for t, odd, _ in residuals]),
+        "form": half, "empirical": share.value * half, "empirical_ratio": share.value,
+        "empirical_ratio_low": share.low, "empirical_ratio_high": share.high, "kl": steps[0]["kl"],
+        "ratio": steps[0]["ratio"], "ratio_smallest_t": steps[-1]["ratio"], "slope": slope([(t, odd) for t, odd, _ in residuals]),
         "slope_even": slope([(t, even) for t, _, even in residuals]), "steps": steps,
     }  # fmt: skip
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float | None:
-    """Least-squares slope of log |residual| over log t at the four smallest t above `FLOOR`; None with fewer than three.
+    """Least-squares slope of log |residual| over log t at the four smallest t above `FLOOR`; None below three.
 
     >>> round(slope([(t, -0.1 * t**3) for t in (1.0, 0.5, 0.25, 0.125)]), 9)
     3.0
@@ -234,8 +240,8 @@ def _section(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for step in run["steps"]
     ]  # fmt: skip
     sentence = (
-        "The whole update D against the Fisher form at the base. The ratio at t = 1 says whether this update is small in "
-        "the sense of the theory; its limit at t = 0 is 1 for any update and is a check of the arithmetic, not a finding."
+        "The whole update D against the Fisher form at the base. The ratio at t = 1 says whether this update is small "
+        "in the sense of the theory; its limit at t = 0 is 1 for any update: a check of the arithmetic, not a finding."
     )
     return section(
         "Gate I: the KL as a quadratic form",

@@ -1,7 +1,7 @@
 """Quadratic forms of the loss along directions in weight space: ``v' F v`` and ``v' H v``, summed over scored tokens.
 
-What it is: forward-mode derivatives of the logits along v, first and second order, and a closed form on top of them. No
-graph is kept, no product ``H v`` is stored, and logits are met a few positions at a time. What it is not: an
+What it is: forward-mode derivatives of the logits along v, first and second order, and a closed form on top of them.
+No graph is kept, no product ``H v`` is stored, and logits are met a few positions at a time. What it is not: an
 eigenvalue solver, or an approximation (no sampling of labels, no Kronecker factors).
 
 With z(e) the logits at ``W + e v``, p their softmax and y the next token, per position
@@ -10,9 +10,10 @@ With z(e) the logits at ``W + e v``, p their softmax and y the next token, per p
     empirical Fisher        (z'_y - E_p[z'])^2                 labels from the text instead of from p
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,16 @@ class Forms:
     hessian: Tensor
 
 
+def slope(function: Callable[[Any], Any], at: Any, along: Any) -> tuple[Any, Any]:
+    """A function's value and its derivative along a direction, by forward-mode differentiation.
+
+    >>> slope(lambda x: x * x, torch.tensor(3.0), torch.tensor(1.0))
+    (tensor(9.), tensor(6.))
+    """
+    value, derivative = jvp(function, (at,), (along,))[:2]
+    return value, derivative
+
+
 def curvature(model: Model, batch: Batch, directions: Mapping[str, Tensor]) -> Forms:
     """Both forms along several directions in weights below the head.
 
@@ -53,16 +64,16 @@ def curvature(model: Model, batch: Batch, directions: Mapping[str, Tensor]) -> F
         return model.hidden(batch.ids, batch.seen, weights)[:, :-1].flatten(0, 1)[at]
 
     def twice(along: Parameters) -> tuple[Tensor, Tensor, Tensor]:
-        (hidden, first), (_, second) = jvp(lambda w: jvp(body, (w,), (along,)), (point,), (along,))
+        (hidden, first), (_, second) = slope(lambda w: slope(body, w, along), point, along)
         return hidden, first, second
 
-    hidden, first, second = vmap(twice, out_dims=(None, 0, 0))(dict(directions))
+    hidden, first, second = vmap(twice, out_dims=(None, 0, 0))(dict(directions))  # pyright: ignore[reportArgumentType]
     count, following = len(first), batch.following
     fisher, hessian = torch.zeros(2, count, dtype=torch.float64, device=hidden.device)
     for piece in pieces(len(at), model.vocabulary * count):
-        slope, bend = vmap(partial(_slopes, model, hidden[piece]))(first[:, piece], second[:, piece])
-        p, slope, bend = model.logits(hidden[piece]).double().softmax(-1), slope.double(), bend.double()
-        spread = _variance(p, slope)
+        u, bend = vmap(partial(_slopes, model, hidden[piece]))(first[:, piece], second[:, piece])
+        p, u, bend = model.logits(hidden[piece]).double().softmax(-1), u.double(), bend.double()
+        spread = _variance(p, u)
         bent = (p * bend).sum(-1) - bend.gather(-1, following[piece].expand(count, -1)[..., None])[..., 0]
         fisher += spread.sum(-1)
         hessian += (spread + bent).sum(-1)
@@ -76,11 +87,11 @@ def _slopes(model: Model, hidden: Tensor, first: Tensor, second: Tensor) -> tupl
     def path(e: Tensor) -> Tensor:
         return model.logits(hidden + e * first + e * e / 2 * second)
 
-    return jvp(lambda e: jvp(path, (e,), (one,))[1], (nought,), (one,))
+    return slope(lambda e: slope(path, e, one)[1], nought, one)
 
 
-def _variance(p: Tensor, slope: Tensor) -> Tensor:
-    centred = slope - (p * slope).sum(-1, keepdim=True)
+def _variance(p: Tensor, u: Tensor) -> Tensor:
+    centred = u - (p * u).sum(-1, keepdim=True)
     return (p * centred.square()).sum(-1)
 
 
@@ -98,12 +109,13 @@ def fisher_terms(model: Model, batch: Batch, direction: Parameters) -> tuple[Ten
     def body(weights: Parameters) -> Tensor:
         return model.hidden(batch.ids, batch.seen, weights)[:, :-1].flatten(0, 1)[at]
 
-    hidden, moved = jvp(body, (point,), (dict(direction),))
+    hidden, moved = slope(body, point, dict(direction))
     exact, empirical = [], []
     for piece in pieces(len(at), model.vocabulary):
-        logits, slope = jvp(model.logits, (hidden[piece], point), (moved[piece], dict(direction)))
-        p, slope = logits.double().softmax(-1), slope.double()
-        exact.append(_variance(p, slope))
-        score = slope.gather(-1, batch.following[piece][:, None])[:, 0] - (p * slope).sum(-1)
+        start, along = (hidden[piece], point), (moved[piece], dict(direction))
+        logits, u = slope(lambda at: model.logits(*at), start, along)
+        p, u = logits.double().softmax(-1), u.double()
+        exact.append(_variance(p, u))
+        score = u.gather(-1, batch.following[piece][:, None])[:, 0] - (p * u).sum(-1)
         empirical.append(score.square())
     return torch.cat(exact), torch.cat(empirical)

@@ -1,7 +1,7 @@
 """Bootstrap intervals over prompts, batches and draws, and what a test with this many could have found.
 
-What it is: seeded resampling of ratios of sums. What it is not: a correction for looking at many matrices; one in twenty
-95 % intervals misses by chance.
+What it is: seeded resampling of ratios of sums. What it is not: a correction for looking at many matrices; one in
+twenty 95 % intervals misses by chance.
 """
 
 import math
@@ -75,10 +75,10 @@ def contrast(curved: np.ndarray, against: np.ndarray, *, seed: int, name: str) -
 
     Returns:
         Batches are resampled, and the random directions too (the same ones on both sides where both are random). The
-        interval is ``ratio -+ t s``: s the bootstrap standard deviation, t Student's for the fewer of batches and draws
-        less one. A percentile interval of few units is too short (tests: at 8 batches it covers about 88 %).
-        The ratio is taken by logarithms where every replicate is positive, as curvatures mostly are; else as it is.
-        "cannot tell" where the interval holds 1, where the reference is not positive, or where a unit is alone.
+        interval is ``ratio -+ t s``: s the bootstrap standard deviation, t Student's for the fewer of batches and
+        draws less one; a percentile interval of few units is too short. The ratio is taken by logarithms where every
+        replicate is positive, as curvatures mostly are; else as it is. "cannot tell" where the interval holds 1, where
+        the reference is not positive, or where a unit is alone.
 
     Source: ours; the criticism that asks for the power is that of a Hessian test undetermined at n = 16.
 

@@ -210,15 +210,29 @@ def _section(runs: Sequence[Mapping[str, Any]], tables: Sequence[pa.Table], sett
         for run in runs
     ]  # fmt: skip
     whose = "each tuned model" if settings.sampled_by == "tuned" else "the base"
-    where = f"continuations sampled from {whose}" if settings.sample else f"the text of {Path(str(settings.prompts)).name}"
-    columns = ["run", "KL(tuned || base)", "KL(base || tuned)", "total variation", "largest token KL", "prompts", "tokens"]
+    where = (
+        f"continuations sampled from {whose}" if settings.sample else f"the text of {Path(str(settings.prompts)).name}"
+    )
+    columns = [
+        "run",
+        "KL(tuned || base)",
+        "KL(base || tuned)",
+        "total variation",
+        "largest token KL",
+        "prompts",
+        "tokens",
+    ]
     note = "nats per token, exact over the vocabulary; 95 % bootstrap interval over prompts"
     sentence = (
-        f"Measured on {where}. A small KL is what Gate I says of RLVR; it is also what any small update has, so compare "
-        "runs at one norm of the update."
+        f"Measured on {where}. A small KL is what Gate I says of RLVR; it is also what any small update has, so "
+        "compare runs at one norm of the update."
     )
     table = {"title": "Token KL between tuned and base", "columns": columns, "rows": rows, "note": note}
-    chart = {"title": "Token KL along the text", "words": "Mean KL(tuned || base) by token number.", "spec": _chart(tables)}
+    chart = {
+        "title": "Token KL along the text",
+        "words": "Mean KL(tuned || base) by token number.",
+        "spec": _chart(tables),
+    }
     return section("Gate I: how far the policy moved", [sentence], [table], charts=[chart])
 
 

@@ -216,12 +216,15 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype, attention: str)
         raise InputError(asked, "there is no config.json", "give the folder of a whole model")
     try:
         with quiet():
-            module, found = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, attn_implementation=attention, local_files_only=True, use_safetensors=True,
                 trust_remote_code=False, output_loading_info=True,
             )  # fmt: skip
+            module, found = loaded
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as problem:
-        raise InputError(asked, f"transformers says: {_first_line(problem)}", "see `offprincipal inspect`") from problem
+        raise InputError(
+            asked, f"transformers says: {_first_line(problem)}", "see `offprincipal inspect`"
+        ) from problem
     lost = sorted({*found["missing_keys"], *(str(each) for each in found["mismatched_keys"])})
     if lost:
         what = f"{len(lost)} weights are missing or of another shape, {lost[0]} first"

@@ -1,4 +1,4 @@
-"""What a probe leaves in its folder: ``probe-NAME.json``, its tables, and its numbers in the summary of a comparison."""
+"""What a probe leaves in its folder: ``probe-NAME.json``, its tables, its numbers in the summary of a comparison."""
 
 import dataclasses
 import importlib.metadata

@@ -142,7 +142,9 @@ def check_ids(texts: Sequence[Text], vocabulary: int, longest: int | None, asked
     """
     for text in texts:
         if max(text.ids) >= vocabulary:
-            found = f"prompt {text.prompt + 1} holds token {max(text.ids)}, and the model's vocabulary ends at {vocabulary}"
+            found = (
+                f"prompt {text.prompt + 1} holds token {max(text.ids)}; the model's vocabulary ends at {vocabulary}"
+            )
             raise InputError(asked, found, "give the tokenizer's own model")
         if longest is not None and len(text.ids) > longest:
             found = f"prompt {text.prompt + 1} has {len(text.ids)} tokens, and the model has {longest} positions"
@@ -176,8 +178,8 @@ def sample(
     Returns:
         ``each`` texts per prompt, scored from the first sampled token on.
 
-    The draw inverts the distribution function in float64: the first token whose cumulative probability exceeds a uniform
-    number. transformers' ``generate`` keeps the cache and the positions; it is given that token as the only choice.
+    The draw inverts the distribution function in float64: the first token whose cumulative probability exceeds a
+    uniform number. transformers' ``generate`` keeps the cache and the positions; that token is the only choice it gets.
     """
     work = [(number, copy) for number in range(len(prompts)) for copy in range(each)]
     found = []

@@ -8,7 +8,7 @@ from offprincipal.errors import InputError
 from offprincipal.probes.models import Model, load_tokenizer
 
 CANARY = "Off the principals: 3.14 + x**2\n\tdef f(a): return [a, 'ü', '漢']  # €"
-"""Text on which two tokenizers with one vocabulary must agree too: merges and normalisers differ where words do not."""
+"""Text that two tokenizers with one vocabulary must cut alike: merges and normalisers differ where words do not."""
 
 
 def one_tokenizer(base: Checkpoint, tuned: Sequence[Checkpoint]) -> Any:
@@ -39,7 +39,9 @@ def how_they_differ(first: Any, second: Any) -> str | None:
             return f"{token!r} is token {left[token]} in one and {right[token]} in the other"
     only = sorted(left.keys() ^ right.keys(), key=lambda token: left.get(token, right.get(token)))
     if only:
-        counts = f"{len(left.keys() - right.keys())} tokens are only in the first and {len(right.keys() - left.keys())}"
+        counts = (
+            f"{len(left.keys() - right.keys())} tokens are only in the first and {len(right.keys() - left.keys())}"
+        )
         return f"{counts} only in the second, {only[0]!r} among them"
     cuts = [list(tokenizer(CANARY).input_ids) for tokenizer in (first, second)]
     return None if cuts[0] == cuts[1] else "one vocabulary, and yet they cut a text into different tokens"

@@ -16,10 +16,10 @@ DEFINITIONS = {
     "fisher": "v' F v with |v| = 1, exact over the vocabulary, mean over scored tokens; equals the Gauss-Newton form",
     "hessian": "v' H v with |v| = 1 of the mean negative log-likelihood of the scored tokens",
     **{f"part {name}": words for name, words in PARTS.items()},
-    "ratio": "quotient along a direction over the mean quotient along whole random (Gaussian) directions of equal norm",
+    "ratio": "quotient along a direction over the mean quotient along random (Gaussian) directions of equal norm",
     "interval": "95 %, bootstrap over batches and draws with Student's t; not corrected for the number of matrices",
     "detectable": "smallest ratio above 1 that this test would call sharper with power .8",
-    "all matrices together": "one direction through every matrix, each with the share of the norm that the update gives it",
+    "all matrices together": "one direction through every matrix, each with its share of the update's norm",
 }
 
 Row = Mapping[str, Any]
@@ -37,10 +37,15 @@ def judged(rows: Iterable[Row], label: str, together: str, seed: int) -> dict[st
             blocks.setdefault(row["block"], []).append(row)
     own = {name: found for name, found in blocks.items() if any(row["run"] == label for row in found)}
     per_block = [
-        {"block": name, "layer": found[0]["layer"], "kind": found[0]["kind"], "contrasts": _contrasts(name, found, seed)}
+        {
+            "block": name,
+            "layer": found[0]["layer"],
+            "kind": found[0]["kind"],
+            "contrasts": _contrasts(name, found, seed),
+        }
         for name, found in own.items()
     ]
-    whole = [each for each in per_block if each["block"] == together][0]["contrasts"]
+    whole = next(each for each in per_block if each["block"] == together)["contrasts"]
     matrices = [each for each in per_block if each["block"] != together]
     flat = {
         f"{form}_{name}{end}": found[key]
@@ -50,7 +55,13 @@ def judged(rows: Iterable[Row], label: str, together: str, seed: int) -> dict[st
             for name, source, part in (("update", "update", "whole"), ("random_on", "random", "on"))
         )
         if (found := whole.get(words))
-        for key, end in (("ratio", ""), ("low", "_low"), ("high", "_high"), ("detectable", "_detectable"), ("verdict", "_verdict"))
+        for key, end in (
+            ("ratio", ""),
+            ("low", "_low"),
+            ("high", "_high"),
+            ("detectable", "_detectable"),
+            ("verdict", "_verdict"),
+        )
     }
     return {**flat, "all": whole, "matrices": matrices, "verdicts": _counts(matrices)}
 
@@ -105,8 +116,8 @@ def shown(runs: Sequence[Row], batches: int, draws: int) -> dict[str, Any]:
     if any(run["verdicts"] for run in runs):
         tables.append(_by_matrix(runs))
     sentence = (
-        f"Curvature of the base's loss, over {batches} batches and {draws} random directions per matrix. A ratio of 1 is "
-        "the curvature of a random direction of equal norm. Cannot tell means that this test could not: read the "
+        f"Curvature of the base's loss, over {batches} batches and {draws} random directions per matrix. A ratio of 1 "
+        "is the curvature of a random direction of equal norm. Cannot tell means that this test could not: read the "
         "smallest detectable ratio before reading anything into it."
     )
     return section("Gate II: curvature along the update", [sentence], tables, charts=_charts(runs))

@@ -1,7 +1,7 @@
 """What probes and forecasts say of themselves: the ``section`` of every ``probe-*.json`` and of ``forecast.json``.
 
-A section is words, tables of formatted cells and Vega-Lite charts (docs/report.md). Nothing is computed here. A file that
-does not fit is left out of the page, and the page says so.
+A section is words, tables of formatted cells and Vega-Lite charts. Nothing is computed here. A file that does not fit
+is left out of the page, and the page says so.
 """
 
 from __future__ import annotations
