@@ -222,7 +222,7 @@ def _from_moments(base: Checkpoint, moments: dict[str, Moments], steps: int, fil
     if steps > 1:
         updates += [
             Update(f"{steps} such steps, random walk", steps**0.5),
-            Update(f"{steps} such steps, drift", steps),
+            Update(f"{steps} such steps, drift", float(steps)),
         ]
     rates = sorted({each.lr for each in moments.values()})
     return _Work(

@@ -105,20 +105,21 @@ class Tally:
         self, total: np.ndarray, steps: Tensor | None, scales: Sequence[float], start: Start, scopes: list[int]
     ) -> None:
         """The closed form of every update, from histograms alone."""
+        used = total.nonzero()[0]
         for u, update in enumerate(self.updates):
-            step = update.step or Sampled(steps if steps is not None else torch.zeros(0), update.factor)
+            step = update.step or Sampled(steps if steps is not None else torch.zeros(0), float(update.factor))
             for f, form in enumerate(FORMATS):
-                chance = _declared if update.step else ladder.visible
-                moved = total * chance(form, step, update.start or start, scales[f]).numpy()
-                self.curve_expected[u, f] += moved
+                moved = total[used] * _chance(form, step, update.start or start, scales[f], used)
+                self.curve_expected[u, f, used] += moved
                 self.expected[scopes, u, f] += moved.sum()
 
     def _sweep_in_closed_form(self, total: np.ndarray, scales: Sequence[float], scopes: list[int]) -> None:
         step, start = self.updates[0].step or Constant(0.0), self.updates[0].start or "stored"
+        used = total.nonzero()[0]
         for k, factor in enumerate(FACTORS):
             for f, form in enumerate(FORMATS):
-                chance = _declared(form, step.times(factor), start, scales[f])
-                self.swept[scopes, k, f] += float((total * chance.numpy()).sum())
+                moved = total[used] * _chance(form, step.times(factor), start, scales[f], used)
+                self.swept[scopes, k, f] += moved.sum()
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per update, scope and format: numerators, denominator, shares, bytes of a delta."""
@@ -178,10 +179,17 @@ class Tally:
         return pa.concat_tables(parts)
 
 
+def _chance(form: Format, step: Step, start: Start, scale: float, used: np.ndarray) -> np.ndarray:
+    """`ladder.visible` of the codes that occur."""
+    if scale == 1.0 and not isinstance(step, Sampled):
+        return _declared(form, step, start)[used]
+    return ladder.visible(form, step, start, scale, torch.from_numpy(used)).numpy()
+
+
 @lru_cache(maxsize=128)
-def _declared(form: Format, step: Step, start: Start, scale: float) -> Tensor:
-    """`ladder.visible` of a declared step, which is the same for every tensor of one scale (32 MB are kept)."""
-    return ladder.visible(form, step, start, scale)
+def _declared(form: Format, step: Step, start: Start) -> np.ndarray:
+    """`ladder.visible` of a declared step: the same for every tensor, so that it is computed once (32 MB at most)."""
+    return ladder.visible(form, step, start).numpy()
 
 
 def _start(weight: Tensor) -> Start:

@@ -30,7 +30,6 @@ BLOCK = 1 << 20
 
 Start = Literal["stored", "within"]
 Counts = Int[Tensor, " codes"]
-Shares = Float[Tensor, " codes"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,9 @@ def _edges(magnitudes: np.ndarray, form: Format) -> tuple[Tensor, Tensor, Tensor
     return torch.from_numpy(outward), torch.from_numpy(inward), torch.from_numpy(odd)
 
 
-def visible(form: Format, step: Step, start: Start = "stored", scale: float = 1.0) -> Shares:
+def visible(
+    form: Format, step: Step, start: Start = "stored", scale: float = 1.0, codes: Int[Tensor, " codes"] | None = None
+) -> Float[Tensor, " chances"]:
     """P(a step is visible in the format), per bfloat16 magnitude code of the weight.
 
     Args:
@@ -96,28 +97,33 @@ def visible(form: Format, step: Step, start: Start = "stored", scale: float = 1.
         start: "stored", the weight is exactly the bfloat16 value of the code; "within", it lies anywhere in its cell
             of the format, uniformly.
         scale: what weights are divided by before rounding (`Format.scale`).
+        codes: the magnitude codes that are asked for; all 32,768 when None.
 
     Returns:
-        float64 [32768], zero for nonfinite codes. Stored: half of P(beyond the outward edge) and half of P(beyond the
-        inward edge): ulp/2, at powers of two ulp/4 inward, and other distances where the format is coarser than
-        bfloat16 (PNT Corollary 3.6 for any format). Within: ``E[min(1, |d| / width of the cell)]``, ours.
+        float64, one per code, zero for nonfinite codes. Stored: half of P(beyond the outward edge) and half of
+        P(beyond the inward edge): ulp/2, at powers of two ulp/4 inward, and other distances where the format is
+        coarser than bfloat16 (PNT Corollary 3.6 for any format). Within: ``E[min(1, |d| / width of the cell)]``, ours.
 
     >>> from offprincipal.measures.steps import Constant
-    >>> p = visible(FORMATS[2], Constant(0.003))
-    >>> float(p[bits.magnitude_code(torch.tensor(1.0))]), float(p[bits.magnitude_code(torch.tensor(1.5))])
-    (0.5, 0.0)
-    >>> p = visible(FORMATS[2], Constant(0.003), "within")
-    >>> round(float(p[bits.magnitude_code(torch.tensor(1.5))]), 4)
-    0.384
+    >>> codes = bits.magnitude_code(torch.tensor([1.0, 1.5]))
+    >>> visible(FORMATS[2], Constant(0.003), codes=codes).tolist()
+    [0.5, 0.0]
+    >>> visible(FORMATS[2], Constant(0.003), "within", codes=codes).tolist()
+    [0.512, 0.384]
     """
-    magnitudes = bits.value(torch.arange(bits.FIRST_NONFINITE_CODE)) / scale
-    outward, inward, odd = _cells(form) if scale == 1.0 else _edges(magnitudes.numpy(), form)
-    result = torch.zeros(bits.MAGNITUDE_CODES, dtype=torch.float64)
+    codes = torch.arange(bits.MAGNITUDE_CODES) if codes is None else codes
+    finite = codes < bits.FIRST_NONFINITE_CODE
+    magnitudes = bits.value(codes[finite]) / scale
+    if scale == 1.0:
+        outward, inward, odd = (each[codes[finite]] for each in _cells(form))
+    else:
+        outward, inward, odd = _edges(magnitudes.numpy(), form)
+    result = torch.zeros(len(codes), dtype=torch.float64)
     if start == "within":
-        result[: bits.FIRST_NONFINITE_CODE] = step.across((outward - inward) * scale)
+        result[finite] = step.across((outward - inward) * scale)
     else:
         sides = [step.beyond((edge - magnitudes).abs() * scale, odd) for edge in (outward, inward)]
-        result[: bits.FIRST_NONFINITE_CODE] = 0.5 * (sides[0] + sides[1])
+        result[finite] = 0.5 * (sides[0] + sides[1])
     return result
 
 
