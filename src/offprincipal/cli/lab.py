@@ -1,10 +1,14 @@
 """``offprincipal lab``."""
 
+import os
+import shlex
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from offprincipal.cli.answers import as_json
+from offprincipal.cli.answers import as_json, terminal
 
 
 @click.group()
@@ -14,7 +18,7 @@ def lab() -> None:
 
 @lab.command("run", epilog="Example: offprincipal lab run --preset tiny -o lab")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the checkpoints.")
-@click.option("--preset", default="tiny", show_default=True, help="Size of the world: micro, tiny or small.")
+@click.option("--preset", default="tiny", show_default=True, help="Size of the world: micro, mini, tiny or small.")
 @click.option("--seed", default=0, show_default=True, help="Decides problems, weights, order and samples.")
 @click.option("--json", "json_", is_flag=True, help="Print every arm's record as JSON on stdout.")
 def lab_run(out: Path, preset: str, seed: int, json_: bool) -> None:
@@ -28,3 +32,73 @@ def lab_run(out: Path, preset: str, seed: int, json_: bool) -> None:
     if json_:
         as_json(run.records)
     notes.print(f"checkpoints: {run.out}")
+
+
+def _list(kind: type) -> Any:
+    """A click callback that reads ``a,b,c`` as values of this kind."""
+
+    def read(context: click.Context, option: click.Parameter, text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
+        except ValueError as problem:
+            raise click.BadParameter(f"{text!r} is not a list of numbers ({problem})", context, option) from None
+
+    return read
+
+
+@lab.command("arms", epilog="Example: offprincipal lab arms --arms dense,safe,random,lora --seeds 0,1,2 -o lab")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder of a laboratory, or new.")
+@click.option("--preset", default="tiny", show_default=True, help="Size of the world: micro, mini, tiny or small.")
+@click.option("--seed", default=0, show_default=True, help="Of the laboratory: decides problems and base.")
+@click.option("--arms", default="", callback=_list(str), help="Which, with commas between; default: all of them.")
+@click.option("--lr", "learning_rates", default="", callback=_list(float), help="Learning rates to try with each arm.")
+@click.option("--seeds", default="0", show_default=True, callback=_list(int), help="Seeds of the runs.")
+@click.option("--rank", default=8, show_default=True, help="Of the adapters.")
+@click.option("--json", "json_", is_flag=True, help="Print the ranking as JSON on stdout.")
+def lab_arms(out: Path, json_: bool, arms: tuple[str, ...], **options: Any) -> None:
+    """RLVR from one base, by other rules about which weights may move: dense, masked, adapters. Safe to run again.
+
+    Arms: dense; linear, safe, principal, nonprincipal, low, random (masks); lora, dora, pissa, milora, geora, rlpo,
+    rlmo, off-principal (adapters). Each is checked to have trained what it says, and fails (exit 1) if it has not.
+    """
+    from offprincipal.lab.arms import run_arms
+    from offprincipal.lab.kinds import ARMS
+    from offprincipal.lab.progress import show_progress
+    from offprincipal.lab.ranking import print_ranking
+    from offprincipal.terminal import notes
+
+    with show_progress(notes) as progress:
+        run = run_arms(out, arms=arms or ARMS, progress=progress, **options)
+    if json_:
+        as_json(run.ranking)
+    else:
+        print_ranking(run.ranking, terminal())
+    notes.print(f"arms: {run.out}")
+
+
+@lab.command("claims", epilog="Example: offprincipal lab claims lab/seed-0 lab/seed-1 lab/seed-2 -o out/claims")
+@click.argument("directories", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the scoreboard; default: DIR/claims.")
+@click.option("--seed", default=0, show_default=True, help="Of the nulls and controls.")
+@click.option("-j", "--jobs", type=int, help="Worker processes; default: one per core.")
+@click.option("--json", "json_", is_flag=True, help="Print claims.json on stdout.")
+def lab_claims(directories: tuple[Path, ...], out: Path | None, seed: int, jobs: int | None, json_: bool) -> None:
+    """Judge the paper's claims on laboratories, one seed each: every number beside its null and its controls.
+
+    DIR is what lab run left, or a folder of several. Writes claims.json and claims.md. Safe to stop and run again.
+    """
+    from offprincipal import fanout
+    from offprincipal.lab.claims import judge_claims
+    from offprincipal.lab.claims.scoreboard import print_scoreboard
+    from offprincipal.terminal import notes, progress_bar
+
+    target = out or directories[0] / "claims"
+    engine = fanout.engine("processes", min(os.cpu_count() or 1, 8) if jobs is None else jobs)
+    command = shlex.join(["offprincipal", *sys.argv[1:]])
+    with progress_bar("matrices") as progress:
+        answer = judge_claims(directories, target, seed=seed, engine=engine, progress=progress, command=command)
+    if json_:
+        as_json(answer)
+    else:
+        print_scoreboard(answer, terminal())
+    notes.print(f"claims: {target / 'claims.md'}")

@@ -1,5 +1,8 @@
 """How well a model answers, and how far it has moved from the base: sampled accuracy and exact token KL."""
 
+import hashlib
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from offprincipal.errors import UsageError
 from offprincipal.lab.quiet import stage_seed
 from offprincipal.lab.settings import Preset
 from offprincipal.lab.tasks import FAMILIES, make_item, verify
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
 
 AT_ONCE = 512  # sequences in one batch
 PROMPT_WIDTH = 16  # tokens to which prompts are padded, on the left; the longest has 13
+PARTS = ("validation", "test")
+"""Two halves of the held-out problems: settings are chosen on one, results told on the other."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,29 @@ class Answers:
     right_broken: int
 
 
+def held_out(family: str, count: int, *, data_seed: int, part: str | None = None) -> list[str]:
+    """The first `count` held-out problems of a family, or those of one of its `PARTS`.
+
+    A problem belongs to a part by the second byte of the hash whose first byte gives its split, so that no two parts
+    share one, for whatever seeds. Within a part problems may repeat.
+
+    Raises:
+        UsageError: there is no such part.
+
+    >>> held_out("math", 1, data_seed=0, part="test")
+    ['math 0 -9 -5 -1 -3 +2 =']
+    """
+    if part is not None and part not in PARTS:
+        raise UsageError("choose held-out problems", f"there is no part {part!r}", f"choose from {PARTS}")
+    drawn = (make_item(family, seed=data_seed, split="heldout", index=index).prompt for index in itertools.count())
+    wanted = (prompt for prompt in drawn if part is None or _part_of(prompt) == part)
+    return list(itertools.islice(wanted, count))
+
+
+def _part_of(prompt: str) -> str:
+    return PARTS[hashlib.sha256(prompt.encode()).digest()[1] % len(PARTS)]
+
+
 @torch.no_grad()
 def answer(
     model: "Qwen3ForCausalLM",
@@ -44,16 +73,15 @@ def answer(
     preset: Preset,
     *,
     data_seed: int,
+    part: str | None = None,
 ) -> Answers:
     """Sample answers at temperature 1 over the whole vocabulary and verify each. One without its end is wrong.
 
-    The samples are a function of the model, the family and `data_seed`; the global generator is left as it was.
+    The samples are a function of the model, the family, the part and `data_seed`; the global generator is left as it
+    was.
     """
-    prompts = [
-        make_item(family, seed=data_seed, split="heldout", index=index).prompt
-        for index in range(preset.judged_prompts)
-        for _ in range(preset.judged_samples)
-    ]
+    problems = held_out(family, preset.judged_prompts, data_seed=data_seed, part=part)
+    prompts = [prompt for prompt in problems for _ in range(preset.judged_samples)]
     with torch.random.fork_rng():
         torch.manual_seed(stage_seed(data_seed, f"answers to {family}"))
         batches = [prompts[at : at + AT_ONCE] for at in range(0, len(prompts), AT_ONCE)]
@@ -117,27 +145,47 @@ def _logits(model: "Qwen3ForCausalLM", ids: Tensor, seen: Tensor) -> Tensor:
     return model(**dict(zip(names, inputs, strict=True))).logits[:, :-1].float().cpu()
 
 
-def compare_arms(base: Path, arm: Path, preset: Preset, *, data_seed: int) -> dict[str, Any]:
+def compare_arms(
+    base: Path,
+    arm: Path,
+    preset: Preset,
+    *,
+    data_seed: int,
+    part: str | None = None,
+    before: Mapping[str, Answers] | None = None,
+) -> dict[str, Any]:
     """Accuracy of both folders and the token KL between them, per family, as numerators and denominators.
 
-    Measured on the stored bfloat16 weights in float32 arithmetic, on held-out problems. ``accuracy_before`` is the
-    base's, ``accuracy_after`` the arm's, each with ``samples``, ``right`` and ``right_broken``. ``kl_base_to_arm``
-    is KL(base || arm) on the base's answers, ``kl_arm_to_base`` KL(arm || base) on the arm's: ``nats`` over
-    ``tokens``.
+    Measured on the stored bfloat16 weights in float32 arithmetic, on held-out problems or one of their `PARTS`.
+    ``accuracy_before`` is the base's, ``accuracy_after`` the arm's, each with ``samples``, ``right`` and
+    ``right_broken``. ``kl_base_to_arm`` is KL(base || arm) on the base's answers, ``kl_arm_to_base`` KL(arm || base)
+    on the arm's: ``nats`` over ``tokens``. `before` are the base's answers, where they are known.
     """
-    (old, tokenizer), (new, _) = load_arm(base), load_arm(arm)
-    where = "cuda" if preset.device == "auto" and torch.cuda.is_available() else "cpu"
-    for model in (old, new):
-        torch.nn.Module.to(model, where).eval()
+    old, tokenizer = _loaded(base, preset)
+    new, _ = _loaded(arm, preset)
     report: dict[str, Any] = {"accuracy_before": {}, "accuracy_after": {}, "kl_base_to_arm": {}, "kl_arm_to_base": {}}
     for family in FAMILIES:
-        before = answer(old, tokenizer, family, preset, data_seed=data_seed)
-        after = answer(new, tokenizer, family, preset, data_seed=data_seed) if arm != base else before
-        report["accuracy_before"][family] = _counts(before)
-        report["accuracy_after"][family] = _counts(after)
-        report["kl_base_to_arm"][family] = dict(zip(("nats", "tokens"), token_kl(old, new, before), strict=True))
-        report["kl_arm_to_base"][family] = dict(zip(("nats", "tokens"), token_kl(new, old, after), strict=True))
+        asked = {"data_seed": data_seed, "part": part}
+        first = before[family] if before else answer(old, tokenizer, family, preset, **asked)
+        second = answer(new, tokenizer, family, preset, **asked) if arm != base else first
+        report["accuracy_before"][family] = _counts(first)
+        report["accuracy_after"][family] = _counts(second)
+        report["kl_base_to_arm"][family] = dict(zip(("nats", "tokens"), token_kl(old, new, first), strict=True))
+        report["kl_arm_to_base"][family] = dict(zip(("nats", "tokens"), token_kl(new, old, second), strict=True))
     return report
+
+
+def answers_of(folder: Path, preset: Preset, *, data_seed: int, part: str | None = None) -> dict[str, Answers]:
+    """The answers of a folder to every family, as `compare_arms` takes the base's."""
+    model, tokenizer = _loaded(folder, preset)
+    return {family: answer(model, tokenizer, family, preset, data_seed=data_seed, part=part) for family in FAMILIES}
+
+
+def _loaded(folder: Path, preset: Preset) -> "tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]":
+    model, tokenizer = load_arm(folder)
+    where = "cuda" if preset.device == "auto" and torch.cuda.is_available() else "cpu"
+    torch.nn.Module.to(model, where).eval()
+    return model, tokenizer
 
 
 def _counts(answers: Answers) -> dict[str, int]:

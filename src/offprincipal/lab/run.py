@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,9 @@ def run_lab(out: Path, preset: str | Preset = "tiny", seed: int = 0, progress: P
         UsageError: an unknown preset, or the extra ``lab`` is not installed.
         InputError: ``out`` holds something else, such as a run of another preset or seed, or cannot be written.
     """
-    settings = find_preset(preset) if isinstance(preset, str) else preset
-    _need_extra()
     out = Path(out)
-    _claim(out, settings, seed)
-    for stage in STAGES:
+    settings = open_lab(out, preset, seed, progress)
+    for stage in ARMS:
         if not (out / stage).exists():
             _run_stage(out, stage, settings, seed, progress)
     folders = {stage: out / stage for stage in STAGES}
@@ -70,8 +69,24 @@ def run_lab(out: Path, preset: str | Preset = "tiny", seed: int = 0, progress: P
     return LabRun(out, settings, seed, folders, records)
 
 
-def _need_extra() -> None:
-    for name in NEEDED:
+def open_lab(out: Path, preset: str | Preset, seed: int, progress: Progress, needed: Sequence[str] = NEEDED) -> Preset:
+    """Claim the folder for this preset and seed, train the base unless it is there, and return the settings.
+
+    Raises:
+        UsageError: an unknown preset, or one of the packages `needed` is not installed.
+        InputError: ``out`` holds something else, or cannot be written.
+    """
+    settings = find_preset(preset) if isinstance(preset, str) else preset
+    _need_extra(needed)
+    asked = f"run the laboratory in {str(out)!r}"
+    claim(out, "lab.json", {"schema_version": 1, "seed": seed, "preset": dataclasses.asdict(settings)}, asked)
+    if not (out / "base").exists():
+        _run_stage(out, "base", settings, seed, progress)
+    return settings
+
+
+def _need_extra(needed: Sequence[str]) -> None:
+    for name in needed:
         try:
             importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -79,10 +94,13 @@ def _need_extra() -> None:
             raise UsageError("run the laboratory", f"{name} is not installed", do_next) from None
 
 
-def _claim(out: Path, preset: Preset, seed: int) -> None:
-    """Write what this folder is for, or check that it is for this."""
-    asked, mark = f"run the laboratory in {str(out)!r}", out / "lab.json"
-    wanted = {"schema_version": 1, "seed": seed, "preset": dataclasses.asdict(preset)}
+def claim(out: Path, mark_name: str, wanted: dict[str, Any], asked: str) -> None:
+    """Write what a folder is for into a file in it, or check that it is for this.
+
+    Raises:
+        InputError: it is for something else, holds something else, or cannot be written.
+    """
+    mark = out / mark_name
     try:
         out.mkdir(parents=True, exist_ok=True)
         if mark.exists():
@@ -90,17 +108,23 @@ def _claim(out: Path, preset: Preset, seed: int) -> None:
         elif any(out.iterdir()):
             raise InputError(asked, "the folder holds something else", "give an empty or a new folder")
         else:
-            partial = out / ".lab.json.partial"
+            partial = out / f".{mark_name}.partial"
             partial.write_text(json.dumps(wanted, indent=1) + "\n")
             partial.rename(mark)
             return
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(asked, str(error), "give a folder that can be written") from error
     if found != wanted:
-        preset_found = found.get("preset") if isinstance(found, dict) else None
-        name = preset_found.get("name") if isinstance(preset_found, dict) else None
-        made = f"it was made with other settings (preset {name!r}, seed {found.get('seed') if name else None})"
-        raise InputError(asked, made, "give another folder, or the same preset and seed to go on")
+        made = f"it was made with other settings ({_settings(found)})"
+        raise InputError(asked, made, "give another folder, or the same settings to go on")
+
+
+def _settings(found: Any) -> str:
+    """The settings in a mark, in words; a preset by its name."""
+    if not isinstance(found, dict):
+        return "none that can be read"
+    named = {key: value.get("name") if isinstance(value, dict) else value for key, value in sorted(found.items())}
+    return ", ".join(f"{key} {value!r}" for key, value in named.items() if key != "schema_version")
 
 
 def _run_stage(out: Path, stage: str, preset: Preset, seed: int, progress: Progress) -> None:
@@ -122,7 +146,7 @@ def _run_stage(out: Path, stage: str, preset: Preset, seed: int, progress: Progr
             "seed": seed,
             "stage_seed": own,
             "settings": dataclasses.asdict(preset),
-            "versions": _versions(),
+            "versions": versions(),
             "threads": torch.get_num_threads(),
             "parameters": model.num_parameters(),
             "seconds_training": round(trained - started, 1),
@@ -133,7 +157,8 @@ def _run_stage(out: Path, stage: str, preset: Preset, seed: int, progress: Progr
     os.replace(partial, out / stage)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of everything that decides the numbers."""
     packages = ("torch", *NEEDED, "tokenizers", "safetensors", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    return {"offprincipal": offprincipal.__version__, "python": platform.python_version(), **versions}
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"offprincipal": offprincipal.__version__, "python": platform.python_version(), **found}

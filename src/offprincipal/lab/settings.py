@@ -79,6 +79,18 @@ PRESETS = {
             max_new_tokens=8,
         ),
         Preset(
+            name="mini",  # for tests of arms: the base is right now and then, so that rewards move something
+            decoder=Decoder(width=32, layers=1, heads=4, kv_heads=2, head_dim=8, mlp_width=48),
+            pretrain=Steps(steps=100, batch=64, learning_rate=1e-2),
+            sft=Steps(steps=2, batch=8, learning_rate=1e-3),
+            sft_off=Steps(steps=2, batch=8, learning_rate=1e-3),
+            rlvr=Rollouts(steps=3, prompts=16, samples=4, learning_rate=1e-4),
+            corruption=0.4,
+            judged_prompts=4,
+            judged_samples=2,
+            max_new_tokens=12,
+        ),
+        Preset(
             name="tiny",  # 0.5 M parameters, two CPU cores, minutes
             decoder=Decoder(width=128, layers=3, heads=4, kv_heads=2, head_dim=32, mlp_width=320),
             pretrain=Steps(steps=300, batch=256, learning_rate=3e-3),
