@@ -98,7 +98,7 @@ def refuse_small(module: Module, recipe: Recipe) -> None:
         f"adapt {module.path!r} with {recipe.method}",
         f"its short side is {short}, too small for {what}",
         f"ask for at most --rank {short - k}"
-        + (", or for a smaller --k" if k else "")
+        + (", or for fewer --directions" if k else "")
         + ", or --target other modules",
     )
 

@@ -91,10 +91,6 @@ def choose(base: Checkpoint, target: str = ALL) -> Targets:
         raise InputError(
             f"adapt {base.ref!r}", f"no module can be adapted ({reasons[0]})", "give a decoder checkpoint"
         )
-    if len({module.transposed for module in chosen}) > 1:
-        raise InputError(
-            f"adapt {base.ref!r}", "some weights are stored transposed and some are not", "target one sort at a time"
-        )
     others = {_path(name, base) for name in base.tensors if name.endswith(".weight")}
     words = _words([module.path for module in chosen], others - {module.path for module in chosen})
     return Targets(tuple(chosen), words, tuple((name, reason) for name, reason in left_out if target.strip() == ALL))
