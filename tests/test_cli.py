@@ -163,6 +163,25 @@ def test_flags_are_frozen():
             "--batches", "--device", "--draws", "--json", "--matrices", "--out", "--prompts", "--rank", "--seed",
         ],
         "probe fisher": ["--batch", "--device", "--halvings", "--json", "--out", "--prompts", "--seed"],
+        "adapter init": [
+            "--alpha", "--directions", "--jobs", "--json", "--method", "--no-cache", "--offline", "--out", "--rank", "--rho",
+            "--seed", "--target",
+        ],
+        "adapter export": ["--base", "--init", "--json", "--out", "--rank"],
+        "adapter verify": [
+            "--base", "--init", "--jobs", "--json", "--merge-drift", "--no-cache", "--no-logits", "--offline",
+        ],
+        "transform rotate": [
+            "--basis", "--dtype", "--json", "--layers", "--offline", "--out", "--per-group", "--residual", "--seed",
+            "--verify",
+        ],
+        "transform permute": ["--dtype", "--json", "--layers", "--offline", "--only", "--out", "--seed", "--verify"],
+        "transform restore-spectrum": ["--dtype", "--json", "--layers", "--offline", "--out", "--strength"],
+        "transform swap-spectrum": ["--dtype", "--json", "--layers", "--offline", "--out"],
+        "transform keep-rank": ["--dtype", "--json", "--layers", "--offline", "--out", "--rank"],
+        "transform scale": ["--dtype", "--factor", "--json", "--layers", "--offline", "--out"],
+        "transform round": ["--dtype", "--json", "--offline", "--out"],
+        "transform map-back": ["--base", "--dtype", "--json", "--offline", "--out"],
         "cache": ["--clear", "--json"],
         "lab run": ["--json", "--out", "--preset", "--seed"],
     }  # fmt: skip

@@ -14,6 +14,7 @@ from offprincipal.cli.lab import lab
 from offprincipal.cli.mask import mask
 from offprincipal.cli.probe import probe
 from offprincipal.cli.report import report
+from offprincipal.cli.reproduce import reproduce
 from offprincipal.cli.transform import transform
 from offprincipal.errors import OffprincipalError
 
@@ -51,6 +52,7 @@ for verb in (
     adapter,
     probe,
     forecast,
+    reproduce,
     lab,
     cache,
 ):
