@@ -40,15 +40,19 @@ def test_turn_is_the_block_diagonal_product(count, size, repeats, other, seed):
 
 
 @settings(max_examples=40, deadline=None)
-@given(size=st.integers(1, 9), heads=sizes, dtype=st.sampled_from([torch.bool, torch.bfloat16, torch.float64]))
+@given(
+    size=st.integers(1, 9),
+    heads=sizes,
+    dtype=st.sampled_from([torch.bool, torch.float8_e4m3fn, torch.bfloat16, torch.float64]),
+)
 def test_order_moves_entries_and_puts_them_back(size, heads, dtype):
     index = rotations.spread(rotations.order(heads, torch_generator(0, str(size))), size)
     change, weight = Order(index), draw(len(index), 3).to(dtype)
     moved = change.rows(weight)
-    assert all(torch.equal(moved[i], weight[j]) for i, j in enumerate(index.tolist()))
-    assert torch.equal(change.columns(weight.T), moved.T)
+    assert all(torch.equal(moved[i].float(), weight[j].float()) for i, j in enumerate(index.tolist()))
+    assert torch.equal(change.columns(weight.T).float(), moved.T.float())
     assert moved.dtype == dtype
-    assert torch.equal(change.inverse().rows(moved), weight)
+    assert torch.equal(change.inverse().rows(moved).float(), weight.float())
 
 
 def test_stretch_scales_an_axis_and_is_undone():
@@ -81,6 +85,13 @@ def test_haar_has_the_moments_of_haar():
     traces = torch.stack([rotations.haar(6, torch_generator(seed, "t")).trace() for seed in range(2000)])
     assert abs(traces.mean().item()) < 4 / 2000**0.5
     assert abs(traces.square().mean().item() - 1) < 0.15
+
+
+def test_an_order_moves_something_and_every_such_order_comes_up():
+    drawn = {tuple(rotations.order(3, torch_generator(seed, "o")).tolist()) for seed in range(100)}
+    assert len(drawn) == 5
+    assert (0, 1, 2) not in drawn
+    assert rotations.order(1, torch_generator(0, "o")).tolist() == [0]
 
 
 def test_hadamard_needs_a_power_of_two():

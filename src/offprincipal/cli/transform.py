@@ -57,7 +57,7 @@ JSON = click.option("--json", "json_", is_flag=True, help="Print the record of t
 
 @click.group()
 def transform() -> None:
-    """Write a checkpoint in other coordinates, or with its update edited, into a folder. May be stopped and run again."""
+    """Write a checkpoint in other coordinates, or with its update edited. May be stopped and run again."""
 
 
 @transform.command(epilog="Example: offprincipal transform rotate Qwen/Qwen3-4B-Base --layers 20,25 -o runs/rotated")

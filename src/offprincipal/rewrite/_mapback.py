@@ -64,7 +64,7 @@ def map_back_edit(
                 "freeze the norms when you train from a rotated residual stream",
             )
         back = origin.double() + transform.undo(piece.name, step, torch.float64)
-        return round_to(back, dtype or torch.promote_types(wanted, torch.float32))
+        return round_to(back, dtype or (torch.float64 if wanted == torch.float64 else torch.float32))
 
     return edit
 

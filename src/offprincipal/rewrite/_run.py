@@ -1,5 +1,6 @@
 """From references to a written folder: open, plan, stream, record; what the public functions have in common."""
 
+import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offprincipal import __version__
 from offprincipal.checkpoint import Checkpoint, open_checkpoint
 from offprincipal.errors import InputError, UsageError
 from offprincipal.names import Piece
@@ -180,7 +180,7 @@ def _write(task: _Task, out: Path, choices: Choices) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         **task.record,
         "dtype": _words(dtype),
-        "offprincipal": __version__,
+        "offprincipal": importlib.metadata.version("offprincipal"),
         "command": choices.command,
     }
 

@@ -47,16 +47,17 @@ def logits_of(folder: str, tokens: Tensor, dtype: torch.dtype, revision: str | N
         import transformers
     except ImportError:
         raise UsageError("verify", "transformers is not installed", "run: pip install 'offprincipal[hf]'") from None
-    with _quiet(transformers):
+    wide = _Float64() if dtype == torch.float64 else contextlib.nullcontext()
+    with _quiet(transformers), torch.no_grad(), wide:  # some weights are made float32 whatever the model is
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, revision=revision, dtype=dtype, attn_implementation="eager", trust_remote_code=False
-            )
+                folder, revision=revision, dtype=dtype, attn_implementation="eager", trust_remote_code=False,
+                experts_implementation="eager",  # the faster ways know no float64
+            )  # fmt: skip
         except (OSError, ValueError, KeyError, RuntimeError) as problem:
             found = f"transformers cannot load {folder!r} ({str(problem).splitlines()[0][:200]})"
             raise InputError("verify", found, "leave out --verify") from problem
-        with torch.no_grad(), _Float64() if dtype == torch.float64 else contextlib.nullcontext():
-            return model.eval()(tokens, use_cache=False).logits.double()
+        return model.eval()(tokens, use_cache=False).logits.double()
 
 
 def random_tokens(checkpoint: Checkpoint, seed: int) -> Tensor:

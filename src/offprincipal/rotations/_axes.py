@@ -5,9 +5,9 @@ Every change is linear, so it carries a difference of two weights as it carries 
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from offprincipal.errors import UsageError
@@ -97,25 +97,26 @@ class Order:
 
     def rows(self, weight: Tensor) -> Tensor:
         """The rows in the new order."""
-        self._check(weight.shape[0])
-        return weight.index_select(0, self.index)
+        return self._moved(weight, 0)
 
     def columns(self, weight: Tensor) -> Tensor:
         """The columns in the new order."""
-        self._check(weight.shape[-1])
-        return weight.index_select(-1, self.index)
+        return self._moved(weight, weight.dim() - 1)
 
     def inverse(self) -> "Order":
         """The order that puts everything back."""
         return Order(self.index.argsort())
 
-    def _check(self, length: int) -> None:
-        if length != len(self.index):
+    def _moved(self, weight: Tensor, axis: int) -> Tensor:
+        if weight.shape[axis] != len(self.index):
             raise UsageError(
                 "reorder an axis",
-                f"it has {length} entries and the order {len(self.index)}",
+                f"it has {weight.shape[axis]} entries and the order {len(self.index)}",
                 "check that config.json gives the heads and widths of these weights",
             )
+        if weight.dtype.itemsize == 1:  # torch does not index fp8
+            return weight.view(torch.uint8).index_select(axis, self.index).view(weight.dtype)
+        return weight.index_select(axis, self.index)
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class Stretch:
 
     Attributes:
         factors: float64 ``[n]``, none of them zero if it is to be undone.
+        divided: divide instead, so that a scale divided by itself is exactly 1.
 
     >>> import torch
     >>> Stretch(torch.tensor([2.0, 3.0])).columns(torch.ones(1, 2)).tolist()
@@ -131,22 +133,20 @@ class Stretch:
     """
 
     factors: Tensor
+    divided: bool = False
     exact = False
 
     def rows(self, weight: Tensor) -> Tensor:
         """diag(f) W, float64."""
-        return weight.double() * self.factors.view(-1, *[1] * (weight.dim() - 1))
+        factors = self.factors.view(-1, *[1] * (weight.dim() - 1))
+        return weight.double() / factors if self.divided else weight.double() * factors
 
     def columns(self, weight: Tensor) -> Tensor:
         """W diag(f), float64."""
-        return weight.double() * self.factors
+        return weight.double() / self.factors if self.divided else weight.double() * self.factors
 
     def inverse(self) -> "Stretch":
-        """The reciprocal factors."""
-        return self._reciprocal
-
-    @cached_property
-    def _reciprocal(self) -> "Stretch":
+        """The change that divides where this one multiplies."""
         if not bool((self.factors != 0).all()):
             raise UsageError("undo a folded norm", "some of its scales are zero", "leave that norm where it was")
-        return Stretch(self.factors.reciprocal())
+        return Stretch(self.factors, not self.divided)

@@ -43,8 +43,15 @@ def hadamard(size: int, generator: torch.Generator) -> Tensor:
 
 
 def order(size: int, generator: torch.Generator) -> Tensor:
-    """A uniformly random permutation, int64 ``[size]``."""
-    return torch.randperm(size, generator=generator)
+    """A random permutation, int64 ``[size]``: uniform among all but the one that moves nothing (if there are others).
+
+    >>> order(2, torch.Generator().manual_seed(0)).tolist()
+    [1, 0]
+    """
+    drawn = torch.randperm(size, generator=generator)
+    while size > 1 and torch.equal(drawn, torch.arange(size)):
+        drawn = torch.randperm(size, generator=generator)
+    return drawn
 
 
 def spread(heads: Tensor, size: int) -> Tensor:
