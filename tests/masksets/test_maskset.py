@@ -208,16 +208,14 @@ def test_one_commit_of_the_hub_is_believed(checkpoint, tmp_path):
 
 
 def test_what_cannot_be_saved(tmp_path, checkpoint):
-    with pytest.raises(InputError, match="the mask of 'w' is torch.float32; give boolean tensors"):
+    with pytest.raises(InputError, match=r"the mask of 'w' is torch\.float32; give boolean tensors"):
         save_masks(tmp_path / "set", {"w": torch.ones(3)})
     assert not (tmp_path / "set").exists()
     save_masks(tmp_path / "set", {"w": torch.ones(3, dtype=torch.bool)})
     with pytest.raises(InputError, match="it holds a mask set already"):
         save_masks(tmp_path / "set", {"w": torch.zeros(3, dtype=torch.bool)})
     with pytest.raises(InputError, match=r"has no tensor 'w' of shape \[3\]"):
-        save_masks(
-            tmp_path / "b", {"w": torch.ones(3, dtype=torch.bool)}, base=open_checkpoint(checkpoint("base"))
-        )
+        save_masks(tmp_path / "b", {"w": torch.ones(3, dtype=torch.bool)}, base=open_checkpoint(checkpoint("base")))
 
 
 def test_a_file_that_goes_while_in_use(tmp_path):

@@ -162,6 +162,30 @@ def combine(words: tuple[str, ...], out: Path, json_: bool) -> None:
     _tell(made, json_)
 
 
+@mask.command("map-back", epilog="Example: offprincipal mask map-back masks/rl runs/permuted -o masks/rl-back")
+@click.argument("masks", type=click.Path(path_type=Path))
+@click.argument("transformed", type=click.Path(path_type=Path))
+@click.option("--base", help="The original base; default: the one that TRANSFORMED was made from.")
+@out_option
+@offline_option
+@json_option
+def map_back(masks: Path, transformed: Path, base: str | None, out: Path, offline: bool, json_: bool) -> None:
+    """Carry masks of a permuted base (transform permute) back to the original one.
+
+    Not through a rotation: carry the run back (transform map-back), then build the update mask of the result.
+    """
+    from offprincipal import masksets
+    from offprincipal.rewrite import Transform
+    from offprincipal.rewrite._transform import read_record
+    from offprincipal.terminal import progress_bar
+
+    transform = Transform.load(transformed)
+    origin = base or read_record(transformed)["base"]["ref"]
+    with progress_bar("weights") as progress:
+        made = masksets.map_back(masks, transformed, origin, transform, out, offline=offline, progress=progress)
+    _tell(made, json_)
+
+
 def _tell(masks: Any, json_: bool, tensors: bool = False, **more: Any) -> None:
     """Rule, base and densities of a set on stdout, and where it lies on stderr."""
     from offprincipal.masksets import densities

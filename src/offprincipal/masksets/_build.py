@@ -146,8 +146,9 @@ def plan_jobs(
     """
     chosen: dict[str, list[Pair]] = {}
     left: dict[str, list[int]] = {}
+    embeddings = {each.base.source.info.name for each in plan.pairs if each.place.kind == "embed"}
     for each in plan.pairs:
-        twice = each.place.kind == "head" and each.base.source.info.name in chosen  # a tied head, untied when tuned
+        twice = each.place.kind == "head" and each.base.source.info.name in embeddings  # tied here, untied when tuned
         if not twice and (each.place.linear or (include_all and len(each.shape) == 2)):
             chosen.setdefault(each.base.source.info.name, []).append(each)
         else:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from offprincipal.measures.seeds import numpy_generator
 from offprincipal.names import Piece
 
 Progress = Callable[[int, int, str], None]
+
+MEANS = ("overlap", "overlap_chance")
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,9 @@ def row(piece: Piece, a: Tensor, b: Tensor, weight: Tensor | None, seed: int) ->
         expected, variance = nulls.magnitude(total, of_b, of_a)
         drawn = nulls.rounding_draws(total, in_b, numpy_generator(seed, piece.name, "rounding"))
         share, spread = nulls.rounding(drawn, of_a)
-        found |= {"matched": expected, "matched_var": variance, "excess_z": nulls.z_score(both, expected, variance),
-                  "rounding": share * in_b, "rounding_var": spread * in_b**2}  # fmt: skip
+        found |= {"matched": expected, "matched_var": variance, "rounding": share * in_b,
+                  "rounding_var": spread * in_b**2,
+                  "excess_z": nulls.z_score(float(both), expected, variance)}  # fmt: skip
     pair = RunPair(0, 1, entries, in_a, in_b, both, chance, expected, variance)
     found |= {"either": pair.either, "jaccard": pair.jaccard, "jaccard_bernoulli": pair.jaccard_bernoulli}
     return found | ({} if weight is None else {"jaccard_matched": pair.jaccard_matched.mean})
@@ -128,7 +132,8 @@ def summarise(rows: Sequence[Mapping[str, Any]], matched: bool) -> dict[str, Any
     """Means over the matrices where B is not empty, and pooled counts; with `matched` the nulls of the base."""
     moved = [each for each in rows if each["b"]]
     total = {key: sum(each[key] for each in rows) for key in ("counted", "a", "b", "both", "either")}
-    mean, chance = _mean(moved, "overlap"), _mean(moved, "overlap_chance")
+    # numpy's mean, as a comparison takes it: the last bit depends on the order of the sum
+    mean, chance = (float(np.mean([each[key] for each in moved])) if moved else None for key in MEANS)
     found: dict[str, Any] = {"matrices": len(moved), **total, "overlap": mean, "overlap_chance": chance}
     found["lift"] = mean / chance if mean is not None and chance else None
     found["overlap_pooled"] = total["both"] / total["b"] if total["b"] else None
