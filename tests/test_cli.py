@@ -184,6 +184,7 @@ def test_flags_are_frozen():
         "transform map-back": ["--base", "--dtype", "--json", "--offline", "--out"],
         "cache": ["--clear", "--json"],
         "lab run": ["--json", "--out", "--preset", "--seed"],
+        "lab arms": ["--arms", "--json", "--lr", "--out", "--preset", "--rank", "--seed", "--seeds"],
     }  # fmt: skip
 
 

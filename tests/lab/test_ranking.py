@@ -1,0 +1,49 @@
+"""The table of arms: rates chosen on validation, results told on test."""
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from offprincipal.lab.ranking import print_ranking, rank_arms
+
+
+def record(arm: str, rate: float, seed: int, validation: int, test: int) -> dict[str, Any]:
+    def part(right: int) -> dict[str, Any]:
+        def counted(each: int) -> dict[str, Any]:
+            return {family: {"samples": 100, "right": each} for family in ("math", "code")}
+
+        moved = {"math": {"nats": 1.0, "tokens": 10}, "code": {"nats": 5.0, "tokens": 30}}
+        before, after = counted(40), counted(right)
+        kl = {"kl_arm_to_base": moved, "kl_base_to_arm": moved}
+        return {"accuracy_before": before, "accuracy_after": after, **kl}
+
+    return {
+        "arm": arm, "learning_rate": rate, "run_seed": seed, "validation": part(validation), "test": part(test),
+        "parameters_trained": 7, "optimizer_bytes": 56, "seconds_training": 2.0,
+    }  # fmt: skip
+
+
+RECORDS = [
+    record("lora", 1e-4, 0, 50, 90),
+    record("lora", 1e-4, 1, 60, 90),
+    record("lora", 1e-3, 0, 70, 60),
+    record("safe", 1e-5, 0, 65, 65),
+]
+
+
+def test_arms_are_ranked_by_validation_and_test_decides_nothing() -> None:
+    rows = rank_arms(RECORDS)
+    ranked = [("lora", 1e-3, True), ("safe", 1e-5, True), ("lora", 1e-4, False)]
+    assert [(row["arm"], row["learning_rate"], row["chosen"]) for row in rows] == ranked
+    last = rows[2]
+    assert (last["validation"], last["validation_range"], last["seeds"]) == (0.55, [0.5, 0.6], [0, 1])
+    assert (last["validation_before"], last["test_before"], last["test"]) == (0.4, 0.4, 0.9)
+    assert last["kl_arm_to_base"] == 6 / 40
+
+
+def test_the_table_shows_gain_range_and_cost() -> None:
+    page = io.StringIO()
+    print_ranking(rank_arms(RECORDS), Console(file=page, width=140))
+    for words in ("lora *", "safe *", "55.0 [50.0, 60.0]", "+20.0", "0.15", "learning rate on validation"):
+        assert words in page.getvalue(), page.getvalue()
