@@ -15,6 +15,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session, disable_progress_bars
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -39,6 +43,7 @@ class Hub:
         gated: repositories whose files and listing need accepted terms.
         private: repositories that only the token ``hf_right`` sees.
         cuts: file to the number of answers that break off half way.
+        busy: file to the number of answers that are 429, try again after a second.
         ranges: whether range requests are honoured.
         status: an answer to everything, if not 0.
         portal: answer everything with the page of a hotel's network.
@@ -51,6 +56,7 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     private: set[str] = field(default_factory=set)
     cuts: dict[str, int] = field(default_factory=dict)
+    busy: dict[str, int] = field(default_factory=dict)
     ranges: bool = True
     status: int = 0
     portal: bool = False
@@ -78,6 +84,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def route(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        name = path.rpartition("/")[2]
+        if self.hub.busy.get(name, 0) > 0:
+            self.hub.busy[name] -= 1
+            return self.fail(429, "", "too many requests", {"Retry-After": "1"})
         if self.hub.status:
             return self.fail(self.hub.status, "", "out of order")
         if self.hub.portal:
@@ -182,3 +192,21 @@ def serve() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def taken_for_the_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A running server that this process takes for the Hub, with an empty cache and no token."""
+    with serve() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        close_session()  # a session remembers proxies and whether it may use the network
+        disable_progress_bars()
+        yield server
+        close_session()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from huggingface_hub import constants
-from huggingface_hub.utils import close_session, disable_progress_bars
 from safetensors.torch import save_file
 
 from offprincipal.checkpoint import describe, open_checkpoint
@@ -33,21 +32,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Hub"]:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     import hub_server
 
-    with hub_server.serve() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        close_session()  # a session remembers proxies and whether it may use the network
-        disable_progress_bars()
+    with hub_server.taken_for_the_hub(tmp_path, monkeypatch) as server:
         server.folders["org/model"] = sharded(tmp_path / "org-model")
         yield server
-        close_session()
 
 
 def weights(seed: int = 0) -> dict[str, torch.Tensor]:

@@ -182,6 +182,8 @@ def test_flags_are_frozen():
         "transform scale": ["--dtype", "--factor", "--json", "--layers", "--offline", "--out"],
         "transform round": ["--dtype", "--json", "--offline", "--out"],
         "transform map-back": ["--base", "--dtype", "--json", "--offline", "--out"],
+        "forecast": ["--json", "--lr", "--offline", "--optimizer", "--out", "--steps"],
+        "reproduce": ["--free-disk", "--geometry", "--json", "--list", "--offline", "--out"],
         "cache": ["--clear", "--json"],
         "lab run": ["--json", "--out", "--preset", "--seed"],
         "lab arms": ["--arms", "--json", "--lr", "--out", "--preset", "--rank", "--seed", "--seeds"],

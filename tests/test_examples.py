@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -24,6 +25,15 @@ def test_rotate_and_map_back(checkpoint, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     for words in ("rotated 4 tensors", "tuned: |D| = ", "mapped: |D| = ", "rotated: |D| = "):
+        assert words in done.stdout
+
+
+def test_forecast_precision(checkpoint):
+    master = checkpoint("master", delta=3e-5, dtype=torch.float32)
+    command = [sys.executable, str(EXAMPLES / "forecast_precision.py"), str(checkpoint("base")), str(master), "10"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for words in ("fp32", "counted", "closed form", "smallest delta of one step in bf16"):
         assert words in done.stdout
 
 

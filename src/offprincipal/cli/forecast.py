@@ -48,19 +48,18 @@ def _save(found: "Forecast", out: Path) -> None:
     """Tables always; charts where the extra is installed."""
     from offprincipal.terminal import notes
 
-    charts = []
     try:
         from offprincipal.report.ladder import forecast_charts
         from offprincipal.report.page import write_figures
     except ImportError as missing:
         notes.print(f"no charts: the package {missing.name!r} is not installed; pip install offprincipal[report]")
-    else:
-        charts = forecast_charts(found.summary, found.curve)
+        found.save(out)
+        return
+    charts = forecast_charts(found.summary, found.curve)
     found.summary["section"]["charts"] = charts
     found.save(out)
-    if charts:
-        names = ("forecast-magnitude", "forecast-factor")
-        write_figures({name: chart["spec"] for name, chart in zip(names, charts, strict=True)}, out)
+    names = ("forecast-magnitude", "forecast-factor")
+    write_figures({name: chart["spec"] for name, chart in zip(names, charts, strict=True)}, out)
 
 
 def _print(found: "Forecast") -> None:
