@@ -1,7 +1,7 @@
 """T1 to T4: the perturbation bounds, tried on seeded random matrices and on a small family that breaks the first.
 
-What it is: property checks in float64 by a full SVD; on real pairs the share of ranks at which T1's bound says nothing.
-What it is not: `measures.spectrum`, which checks its own numbers by T2 and T3 on every pair.
+What it is: property checks in float64 by a full SVD; on real pairs the share of ranks at which T1's bound says
+nothing. What it is not: `measures.spectrum`, which checks its own numbers by T2 and T3 on every pair.
 """
 
 import math

@@ -1,8 +1,8 @@
 """From folders to evidence: laboratories found, compared, measured matrix by matrix, and what lies beside them.
 
-What it is: the only part of the judge that reads checkpoints. The runs of a laboratory are compared with
-`survey.compare` into ``OUT/compare/<name>``; the nulls and controls of each matrix are kept in ``OUT/controls/<name>``.
-Both may be stopped and go on. What it is not: a trainer. What is missing is left out; the claims say so.
+What it is: where the judge reads checkpoints. The runs of a laboratory are compared with `survey.compare` into
+``OUT/compare/<name>``; nulls and controls of each matrix are kept in ``OUT/controls/<name>``. Both may be stopped and
+go on. What it is not: a trainer. What is missing is left out; the claims say so.
 """
 
 import json
@@ -102,7 +102,9 @@ def find(folders: Sequence[Path]) -> list[Path]:
     found = []
     for folder in folders:
         if not folder.is_dir():
-            raise InputError(f"judge the claims in {str(folder)!r}", "there is no such folder", "run offprincipal lab run")
+            raise InputError(
+                f"judge the claims in {str(folder)!r}", "there is no such folder", "run offprincipal lab run"
+            )
         inside = [folder] if (folder / "lab.json").is_file() else sorted(folder.iterdir())
         found += [each for each in inside if (each / "lab.json").is_file()]
     return list(dict.fromkeys(each.resolve() for each in found))
@@ -136,7 +138,9 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as problem:
-        raise InputError(f"read {str(file)!r}", str(problem), "make it again: delete its folder and run the same command") from problem
+        raise InputError(
+            f"read {str(file)!r}", str(problem), "make it again: delete its folder and run the same command"
+        ) from problem
 
 
 def records(lab: Path) -> dict[str, Any]:
@@ -207,5 +211,3 @@ def _measured(lab: Path, items: Sequence[Item], out: Path, seed: int, engine: En
         for name, part in engine(Item.measured, todo):
             store.add(name, part)
             yield part
-
-

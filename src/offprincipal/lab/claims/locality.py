@@ -43,7 +43,7 @@ def sparsity(row: Row, scale: int | None = None) -> float:
 
 
 def p7(evidence: Evidence, roles: Roles) -> tuple[Measured, ...]:
-    """A higher learning rate removes sparsity: D scaled and rounded again, offline; no run was trained at another rate."""
+    """A higher learning rate removes sparsity: D is scaled and rounded again; no run was trained at another rate."""
     one, ten = SCALES.index(1.0), SCALES.index(10.0)
     sample = per_run(evidence, roles.rl, lambda row: less(sparsity(row, ten), sparsity(row, one)))
     return (Measured("sparsity at D minus sparsity at 10 D", sample, least=0.02),)
@@ -51,16 +51,12 @@ def p7(evidence: Evidence, roles: Roles) -> tuple[Measured, ...]:
 
 def p8(evidence: Evidence, roles: Roles) -> tuple[Measured, ...]:
     """float32 removes sparsity: the share of master weights that did not move at all is about zero."""
-    sample = per_run(
-        evidence, roles.rl, lambda row: row["exact_zeros"] / row["counted"] if row.get("fine") else None
-    )
+    sample = per_run(evidence, roles.rl, lambda row: row["exact_zeros"] / row["counted"] if row.get("fine") else None)
     return (Measured("share of float32 weights exactly unchanged", sample, least=0.01, equal=True),)
 
 
 def _above(evidence: Evidence, roles: Roles, key: str) -> Sample:
-    return per_pair(
-        evidence, rl_pairs(roles), lambda found: less(found["pair"][key], found["pair"]["jaccard"])
-    )
+    return per_pair(evidence, rl_pairs(roles), lambda found: less(found["pair"][key], found["pair"]["jaccard"]))
 
 
 def _above_shuffled(evidence: Evidence, roles: Roles) -> Sample:
@@ -155,7 +151,11 @@ def shares(evidence: Evidence) -> Mapping[str, Any]:
             for i, scale in enumerate(SCALES)
         }
         zeros = per_run(evidence, (run,), lambda row: row["exact_zeros"] / row["counted"])
-        found[run] = {"sparsity_bf16": _mean(per_run(evidence, (run,), sparsity)), "exact_zeros": _mean(zeros), **scaled}
+        found[run] = {
+            "sparsity_bf16": _mean(per_run(evidence, (run,), sparsity)),
+            "exact_zeros": _mean(zeros),
+            **scaled,
+        }
     return found
 
 
@@ -174,7 +174,9 @@ def _mean(sample: Sample) -> float | None:
 
 
 OFF = planted("off", "both runs take half steps on the same principal weights")
-STRIPED = planted("striped", "every line and head along the head axis has a step size of its own, the same in both runs")
+STRIPED = planted(
+    "striped", "every line and head along the head axis has a step size of its own, the same in both runs"
+)
 SEEN = planted("seen", "a tenth of the weights, at random, moved so far that rounding hides nothing")
 
 CLAIMS = (

@@ -20,7 +20,7 @@ MOVED = 0.01
 
 
 def share(row: Row, mask: str, key: str = "changed") -> float | None:
-    """``|A and M| / |M|`` of an update mask, or what a null gives for it; None where nothing changed or was measured."""
+    """``|A and M| / |M|`` of an update mask, or what a null gives for it; None where nothing changed."""
     part = row.get(f"{mask}_{key}")
     return part / row["changed"] if row["changed"] and part is not None else None
 
@@ -91,7 +91,7 @@ def step_excess(row: Row) -> float | None:
 
 
 def a4(evidence: Evidence, roles: Roles) -> tuple[Measured, ...]:
-    """SFT targets principal weights. Masks of dense updates are pinned near chance, so by mean |D|, without rounding."""
+    """SFT targets principal weights: by mean |D|, without rounding, as a dense mask is pinned near chance."""
     sample = per_run(evidence, roles.sft, lambda row: less(1.0, step_ratio(row)))
     over = {"magnitude": per_run(evidence, roles.sft, lambda row: less(1.0, step_excess(row)))}
     return (Measured("mean |D| on M_princ over the mean, minus 1", sample, over, ("magnitude",), MOVED),)

@@ -5,7 +5,7 @@ real one (``plants.py``), measured by the same code. What it is not: `survey.com
 takes over where they are given.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from offprincipal import geometry
 from offprincipal.lab.claims import plants
-from offprincipal.measures import angles, bits, masks, nulls, spectrum
+from offprincipal.measures import angles, bits, energy, masks, nulls, spectrum
 from offprincipal.measures.consensus import Consensus, RunPair
-from offprincipal.measures.levels import levels
+from offprincipal.measures.levels import abs_on_mask, levels
 from offprincipal.measures.seeds import numpy_generator
 from offprincipal.measures.sweep import Sweep, low_changed, sweep
 
@@ -62,16 +62,6 @@ class Matrix:
     heads: int = 0
     seed: int = 0
     rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-class _Kept:
-    """Hands the one base to `geometry.measure`."""
-
-    def __init__(self, base: geometry.Base):
-        self.base = base
-
-    def fetch(self, before: Tensor, make: Callable[[], geometry.Base]) -> geometry.Base:
-        return self.base
 
 
 def factors_of(before: Tensor) -> geometry.Base:
@@ -174,14 +164,14 @@ def _even(before: Tensor, after: Tensor, base: geometry.Base) -> dict[str, Any]:
     return {"counted": moved.numel(), "changed": int(moved.sum()), "auc_small": small_first(before, moved), **counted}
 
 
-def _blank(before: Tensor, after: Tensor, base: geometry.Base) -> dict[str, Any]:
+def _inside(before: Tensor, after: Tensor, base: geometry.Base) -> dict[str, Any]:
     """Energy in both principal subspaces."""
     delta, rank = after.to(torch.float64) - before.to(torch.float64), base.levels.rank
     both = base.factors.left[:, :rank].T @ delta @ base.factors.right[:, :rank]
     return {"delta_sq": float(delta.square().sum()), "energy_both_sq": float(both.square().sum())}
 
 
-def _gauss(before: Tensor, after: Tensor, base: geometry.Base) -> dict[str, Any]:
+def _spectrum(before: Tensor, after: Tensor, base: geometry.Base) -> dict[str, Any]:
     """How far the spectrum moved and the subspaces turned."""
     shape = (before.shape[0], before.shape[1])
     sizes, old = angles.grid(shape), base.factors
@@ -204,33 +194,48 @@ def _gauss(before: Tensor, after: Tensor, base: geometry.Base) -> dict[str, Any]
     return found
 
 
-LEAN = {"even": _even, "matched": _even, "blank": _blank, "gauss": _gauss}
+LEAN = {"even": _even, "matched": _even, "blank": _inside, "gauss": _spectrum}
 """What is measured of a simulated null: only what its claims ask."""
 
 
 def columns(matrix: Matrix, base: geometry.Base, after: Tensor, run: str) -> dict[str, Any]:
     """The columns of ``tensors.parquet`` that claims read, for one run."""
-    found = sweep(matrix.before, after)
-    drawn = nulls.rounding_draws(
-        found.code_total, found.changed, numpy_generator(matrix.seed, matrix.name, run, "rounding")
-    )
-    measured = geometry.measure(
-        matrix.before, after, name=matrix.name, seed=matrix.seed, factors=_Kept(base), drawn=drawn
-    )
-    scalars = {name: value for name, value in vars(found).items() if isinstance(value, int | float)}
-    shape = {"out_features": matrix.before.shape[0], "in_features": matrix.before.shape[1]}
-    curves = {name: [x.tolist(), y.tolist()] for name, x, y in measured.curves() if name in CURVES}
-    return {**scalars, **shape, **measured.row(), **_low(matrix.before, after, found, drawn), "curves": curves}
+    before, found = matrix.before, sweep(matrix.before, after)
+    generator = numpy_generator(matrix.seed, matrix.name, run, "rounding")
+    drawn = nulls.rounding_draws(found.code_total, found.changed, generator)
+    shape, rank = (before.shape[0], before.shape[1]), base.levels.rank
+    principal, low = plants.principal_mask(base), plants.low_mask(base)
+    row = {name: value for name, value in vars(found).items() if isinstance(value, int | float)}
+    row |= {"out_features": shape[0], "in_features": shape[1]}
+    row |= {**_spectrum(before, after, base), **_inside(before, after, base), **_low(before, after, found, drawn)}
+    row["energy_both_gauss_mean"] = energy.gauss(shape, rank).both[0]
+    for name, mask in (("principal", principal), ("principal_high", principal & ~low)):
+        row |= {f"{name}_{key}": value for key, value in _overlap(before, after, mask, found, drawn).items()}
+    delta = (after.to(torch.float64) - before.to(torch.float64)).abs()
+    row["principal_abs_sum"], row["principal_abs_matched"] = abs_on_mask(before, delta, principal)
+    return row
+
+
+def _overlap(
+    before: Tensor, after: Tensor, mask: Tensor, found: Sweep, drawn: nulls.RoundingDraws
+) -> dict[str, float]:
+    """Counts of the update in a mask beside the magnitude and rounding nulls."""
+    codes = bits.magnitude_code(before)[mask].to(torch.int64)
+    ones = torch.bincount(codes, minlength=bits.MAGNITUDE_CODES)
+    expected, variance = nulls.magnitude(found.code_total, found.code_changed, ones)
+    share, _ = nulls.rounding(drawn, ones)
+    moved = int((bits.changed(before, after) & mask).sum())
+    return {"ones": int(mask.sum()), "changed": moved, "matched": expected, "matched_var": variance,
+            "rounding": share * found.changed}  # fmt: skip
 
 
 def _low(before: Tensor, after: Tensor, found: Sweep, drawn: nulls.RoundingDraws) -> dict[str, Any]:
     ones = masks.count(masks.ALPHA, found.counted)
-    share, spread = nulls.rounding(drawn, nulls.low_magnitude(found.code_total, ones))
+    share, _ = nulls.rounding(drawn, nulls.low_magnitude(found.code_total, ones))
     return {
         "low_ones": ones,
         "low_changed": low_changed(before, after, found, [ones])[0],
         "low_rounding": share * found.changed,
-        "low_rounding_var": spread * found.changed**2,
         "rounding_scale": drawn.scale,
     }
 

@@ -38,7 +38,7 @@ def record(id_: str, holds: bool, why: str, control: Control, evidence: Evidence
 
 def failing(what: str, failures: int) -> Control:
     """A false statement beside the claim: the check works when it finds failures there."""
-    return Control(what, failures > 0, f"{failures} counterexamples")
+    return Control(what, bool(failures > 0), f"{failures} counterexamples")
 
 
 def _magnitudes(first: int = 0) -> Tensor:
@@ -74,7 +74,7 @@ def p2(evidence: Evidence) -> Record:
     gaps = (values[1:] - values[:-1]) / values[1:]
     equal, below = int((gaps == 2.0**-8).sum()), int((gaps < 2.0**-8).sum())
     why = (
-        f"as stated (>) it fails: the gap is exactly 2^-8 at {equal} of {len(gaps):,} adjacent pairs, all at powers of "
+        f"as stated (>) it fails: the gap is exactly 2^-8 at {equal} of {len(gaps):,} adjacent pairs, at powers of "
         f"two, and below it at {below}; with >= it holds. Harmless for the tolerance of 1e-3"
     )
     numbers = {"pairs": len(gaps), "equal": equal, "below": below, "least": float(gaps.min())}
@@ -103,7 +103,9 @@ def p4(evidence: Evidence) -> Record:
     expected = [{"bfloat16": False, "atol 1e-5": True}, {"bfloat16": True, "atol 1e-5": False}]
     why = "1024.001 and 1024.002 store alike and count as changed; 1e-6 and 2e-6 differ and count as equal"
     same = (torch.tensor([1.0]), torch.tensor([1.5]))
-    agree = Control("1 and 1.5, where both rules must agree", bool(bits.changed(*same)) and bool(bits.changed_atol(*same)))
+    agree = Control(
+        "1 and 1.5, where both rules must agree", bool(bits.changed(*same)) and bool(bits.changed_atol(*same))
+    )
     return record("P4", list(found.values()) == expected, why, agree, evidence, **found)
 
 

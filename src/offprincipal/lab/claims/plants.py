@@ -14,13 +14,12 @@ from torch import Tensor
 from offprincipal.geometry import Base
 from offprincipal.measures import bits
 from offprincipal.measures.masks import ALPHAS
-from offprincipal.measures.seeds import numpy_generator
 
 NEIGHBOURS = 64
 """Entries of neighbouring magnitude among which `within_magnitude` shuffles."""
 
 OFF, SMALL, LINES = 0.5, 0.7, 0.5
-"""Controls: step kept on principal weights; on weights that are not small; sd of the logarithm over lines and heads."""
+"""Controls: step kept on principal weights; on those not small; sd of its logarithm over lines and heads."""
 
 TURNED = 4
 """Singular directions on each side of a boundary that the control `turned` mixes."""

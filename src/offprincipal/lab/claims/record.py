@@ -37,7 +37,8 @@ class Record:
         negative: the control in which it was not.
         numbers: whatever else was measured, by name.
         settings: what the numbers depend on.
-        seeds: how many laboratories were read.
+        seeds: how many seeds were read.
+        leans: what the matrices of too few seeds would say; it decides nothing. Empty where there are enough.
         seeds_needed: how many would show the least effect that counts, with 80 % power; None where it does not apply.
         command: the one command that reproduces the record, or that makes what is missing.
     """
@@ -51,6 +52,7 @@ class Record:
     numbers: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 0
+    leans: str = ""
     seeds_needed: int | None = None
     command: str = ""
 

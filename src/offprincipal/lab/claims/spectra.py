@@ -27,18 +27,18 @@ def angle(row: Row) -> float | None:
 
 
 def nss(row: Row) -> float | None:
-    """ln of ``||s(W) - s(W0)|| / ||s(W0)||``."""
+    """Ln of ``||s(W) - s(W0)|| / ||s(W0)||``."""
     moved = log_ratio(row.get("spectrum_shift_sq"), row.get("spectrum_base_sq"))
     return None if moved is None else moved / 2
 
 
 def curve(row: Row) -> float | None:
-    """ln of the largest relative change of the leading hundred singular values."""
+    """Ln of the largest relative change of the leading hundred singular values."""
     return log_ratio(row.get("sigma_relative_max"), 1.0)
 
 
 def kappa(row: Row) -> float | None:
-    """ln of ``||s(W) - s(W0)||^2 / ||D||^2``; the factor max(out, in) of kappa_spec cancels in ratios."""
+    """Ln of ``||s(W) - s(W0)||^2 / ||D||^2``; the factor max(out, in) of kappa_spec cancels in ratios."""
     return log_ratio(row.get("spectrum_shift_sq"), row.get("delta_sq"))
 
 

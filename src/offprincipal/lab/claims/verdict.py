@@ -4,9 +4,9 @@ What it is: the statistics that all claims share. A sample holds, per seed, the 
 matrices (or task families), signed so that positive is what the claim says. What it is not: the measures themselves.
 
 The interval is a bootstrap over seeds and then over matrices. Its variance needs no resampling: drawing S seeds and
-then, in each, its M matrices with replacement has variance ``(between + mean(within / M)) / S``. Few seeds make a plain
-bootstrap too narrow (with three the variance is two thirds of what it should be), so it is widened by S / (S - 1) and
-by Student's factor for S - 1 degrees of freedom. All this is *ours*.
+then, in each, its M matrices with replacement has variance ``(between + mean(within / M)) / S``. Few seeds make a
+plain bootstrap too narrow (with three the variance is two thirds of what it should be), so it is widened by
+S / (S - 1) and by Student's factor for S - 1 degrees of freedom. All this is *ours*.
 """
 
 import math
@@ -86,8 +86,10 @@ def state(found: Estimate, least: float, *, equal: bool = False) -> str:
     is a difference that should vanish: present (they are equal) when the interval lies within ``+- least``, absent
     when it lies outside.
 
-    >>> state(Estimate(0.3, 0.1, 0.5, 0.1, 5, "seeds", ()), 0.2), state(Estimate(0, -0.1, 0.1, 0.1, 5, "seeds", ()), 0.2)
-    ('present', 'absent')
+    >>> state(Estimate(0.3, 0.1, 0.5, 0.1, 5, "seeds", ()), 0.2)
+    'present'
+    >>> state(Estimate(0.0, -0.1, 0.1, 0.1, 5, "seeds", ()), 0.2)
+    'absent'
     """
     if found.low is None or found.high is None:
         return "open"

@@ -4,8 +4,8 @@ What it is: a claim as an entry (`Weighed`) and the way from it to a record. Wha
 (``masks``, ``spectra``, ``locality``).
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from offprincipal.lab.claims.matrix import Roles
@@ -62,28 +62,41 @@ def weigh(claim: Weighed, evidence: Evidence) -> Record:
     measured = claim.measure(evidence, REAL)
     if not any(len(values) for each in measured for values in each.sample):
         raise NotRun("a base with its RLVR runs and SFT run, and their float32 masters", TRAIN)
-    judged = tuple(judge(each) for each in measured)
-    verdict = together([each.verdict for each in judged])
+    made = judged_record(
+        claim.id,
+        measured,
+        evidence,
+        numbers=claim.numbers(evidence) if claim.numbers else {},
+        settings={"runs": [*REAL.rl, *REAL.sft], "matrices": sum(len(seed.parts) for seed in evidence.seeds)},
+    )
     positive = _control(claim, evidence, claim.positive, wanted=True)
     negative = _control(claim, evidence, claim.negative, wanted=False)
+    made = replace(made, positive=positive, negative=negative)
+    if made.verdict in (NOT_SUPPORTED, EXPLAINED) and positive.passed is False:
+        why = f"the planted effect was not found here either ({positive.found}); {made.why}"
+        return replace(made, verdict=CANNOT_TELL, why=why)
+    if made.verdict == SUPPORTED and negative.passed is False:
+        why = f"the control without the effect shows it too ({negative.found}); {made.why}"
+        return replace(made, verdict=CANNOT_TELL, why=why)
+    return made
+
+
+def judged_record(id_: str, measured: Sequence[Measured], evidence: Evidence, **others: Any) -> Record:
+    """A claim of several effects as a record, without controls: the verdict, why, and seeds that would decide."""
+    judged = tuple(judge(each) for each in measured)
+    verdict = together([each.verdict for each in judged])
     seeds = max(each.estimate.seeds for each in judged)
-    why = sentence(verdict, judged, seeds)
-    if verdict in (NOT_SUPPORTED, EXPLAINED) and positive.passed is False:
-        verdict, why = CANNOT_TELL, f"the planted effect was not found here either ({positive.found})"
-    if verdict == SUPPORTED and negative.passed is False:
-        verdict, why = CANNOT_TELL, f"the control without the effect shows it too ({negative.found})"
+    few = seeds < MIN_SEEDS
     return Record(
-        claim.id,
+        id_,
         verdict,
-        why,
+        sentence(verdict, judged, seeds),
         judged,
-        positive,
-        negative,
-        claim.numbers(evidence) if claim.numbers else {},
-        {"runs": [*REAL.rl, *REAL.sft], "matrices": sum(len(seed.parts) for seed in evidence.seeds)},
-        seeds,
-        seeds_needed(judged) if verdict == CANNOT_TELL else None,
-        f"offprincipal lab claims {evidence.asked}",
+        seeds=seeds,
+        leans=together([judge(each, few=True).verdict for each in measured]) if few else "",
+        seeds_needed=seeds_needed(judged) if verdict == CANNOT_TELL else None,
+        command=f"offprincipal lab claims {evidence.asked}",
+        **others,
     )
 
 

@@ -1,0 +1,172 @@
+"""I1 to I4: a block rotated or permuted before training, and the run from there.
+
+What it is: reads ``LAB/interventions/NAME/``: ``base/`` (what ``transform`` wrote, with ``transform.json``), the run
+``rlvr-1/`` trained from it, and ``mapped/rlvr-1/`` (the run carried back by ``transform map-back``). What it is not:
+the transforms (``rewrite``).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from offprincipal.checkpoint import open_checkpoint
+from offprincipal.lab.claims.evidence import read_json, weights
+from offprincipal.lab.claims.matrix import jaccard
+from offprincipal.lab.claims.numerics import failing, record
+from offprincipal.lab.claims.record import NotRun, Record
+from offprincipal.lab.claims.samples import Evidence, Row
+from offprincipal.lab.claims.training import first_folder
+from offprincipal.lab.claims.verdict import Measured, Sample
+from offprincipal.lab.claims.weights import judged_record
+from offprincipal.measures import bits
+from offprincipal.pairs import Pair, pair
+from offprincipal.rewrite import Transform
+
+RUN, OTHER = "rlvr-1", "rlvr-2"
+NEAR = 0.02
+"""Difference of Jaccard indices that counts as none (*ours*)."""
+
+EXACT = 1e-10
+"""Relative difference of float64 logits that counts as the same function; ``transform --verify`` holds it too."""
+
+
+def read(lab: Path, name: str) -> Iterator[dict[str, Any]]:
+    """The interventions of one laboratory: record of the transform, spectra and overlaps per linear matrix."""
+    for mark in sorted(lab.glob("interventions/*/base/transform.json")):
+        folder = mark.parents[1]
+        found = {"lab": name, "name": folder.name, "record": read_json(mark)}
+        yield {**found, "matrices": list(_matrices(lab, folder))}
+
+
+def _matrices(lab: Path, folder: Path) -> Iterator[dict[str, Any]]:
+    """One linear matrix at a time: the base's spectrum before and after, and Jaccards of the runs' update masks."""
+    base, turned = open_checkpoint(lab / "base"), open_checkpoint(folder / "base")
+    touched = Transform.load(folder / "base").actions
+    runs = weights(lab)
+    own = {run: _by_name(base, runs[run]) for run in (RUN, OTHER) if run in runs}
+    there, back = (
+        _by_name(first, _finest(where)) for first, where in ((turned, folder / RUN), (base, folder / "mapped" / RUN))
+    )
+    for each in pair(base, turned).pairs:
+        if each.place.linear:
+            before, after = each.load()
+            row = {"tensor": each.name, "touched": each.name in touched, "nss": _nss(before, after)}
+            masks = {run: _mask(pairs.get(each.name)) for run, pairs in own.items()}
+            masks |= {"there": _mask(there.get(each.name)), "back": _mask(back.get(each.name))}
+            yield row | _overlaps(bits.magnitude_code(before), masks)
+
+
+def _finest(folder: Path) -> Path:
+    return folder / "master" if (folder / "master").is_dir() else folder
+
+
+def _by_name(base: Any, folder: Path) -> dict[str, Pair]:
+    """Canonical name to pair; empty where the run is not there."""
+    return {each.name: each for each in pair(base, open_checkpoint(folder)).pairs} if folder.is_dir() else {}
+
+
+def _mask(found: Pair | None) -> torch.Tensor | None:
+    return None if found is None else bits.changed(*found.load())
+
+
+def _overlaps(codes: torch.Tensor, masks: dict[str, torch.Tensor | None]) -> dict[str, float]:
+    """Jaccard minus independent masks: of the base run with the intervened run, as is and back, and with another."""
+    first = masks.get(RUN)
+    found = {}
+    for word, other in (("index", masks["there"]), ("back", masks["back"]), ("independent", masks.get(OTHER))):
+        if first is not None and other is not None:
+            compared = jaccard(codes, first, other)
+            found[word] = compared.jaccard - compared.jaccard_bernoulli
+    return found
+
+
+def _nss(before: torch.Tensor, after: torch.Tensor) -> float:
+    old, new = (torch.linalg.svdvals(side.to(torch.float64)) for side in (before, after))
+    return float((new - old).norm() / old.norm())
+
+
+def needed(evidence: Evidence) -> Sequence[Row]:
+    """The interventions; or what to run."""
+    if not evidence.interventions:
+        folder = first_folder(evidence)
+        raise NotRun("runs from a rotated and a permuted base", f"offprincipal lab run --intervene -o {folder}")
+    return evidence.interventions
+
+
+def i1(evidence: Evidence) -> Record:
+    """Logits before and after, as ``transform --verify`` recorded them."""
+    found = {f"{each['lab']}/{each['name']}": each["record"].get("verify") for each in needed(evidence)}
+    unverified = [name for name, verified in found.items() if not verified]
+    if unverified:
+        raise NotRun(
+            f"logits of {', '.join(unverified)}", "offprincipal transform rotate BASE --layers L -o OUT --verify"
+        )
+    worst = {
+        key: max(each[key]["max_relative"] for each in found.values() if each)
+        for key in ("float64", "float32", "bfloat16")
+    }
+    told = ", ".join(f"{key} {value:.1e}" for key, value in worst.items())
+    broken = sum(each["float64"]["max_relative"] > EXACT for each in found.values() if each)
+    coarse = sum(each["bfloat16"]["max_relative"] > EXACT for each in found.values() if each)
+    control = failing("the same bound in bfloat16 arithmetic", coarse)
+    return record("I1", broken == 0, f"largest relative difference of logits: {told}", control, evidence, **worst)
+
+
+def i4(evidence: Evidence) -> Record:
+    """Singular values of every touched matrix: equal up to the rounding of storage, ||E||_F <= 2^-9 ||W||_F."""
+    rows = [row for each in needed(evidence) for row in each["matrices"] if row["touched"]]
+    worst = max((row["nss"] for row in rows), default=0.0)
+    why = f"NSS of {len(rows)} touched matrices at most {worst:.1e}; storing in bfloat16 allows {2.0**-9:.1e}"
+    other = sum(1 for row in rows if row["nss"] > 1e-12)
+    control = failing("equality to 1e-12, which rounding breaks after a rotation", other)
+    return record("I4", worst <= 2.0**-9, why, control, evidence, matrices=len(rows), largest_nss=worst)
+
+
+def _sample(evidence: Evidence, touched: bool, value: Callable[[Row], float | None]) -> Sample:
+    """Per laboratory the values of its touched, or of its other, matrices."""
+    labs: dict[str, list[float]] = {}
+    for each in evidence.interventions:
+        found = (value(row) for row in each["matrices"] if row["touched"] is touched)
+        labs.setdefault(each["lab"], []).extend(x for x in found if x is not None)
+    return [np.array(values) for values in labs.values()]
+
+
+def _less(row: Row, one: str, other: str) -> float | None:
+    return row[one] - row[other] if one in row and other in row else None
+
+
+def i2(evidence: Evidence) -> tuple[Measured, ...]:
+    """Index by index: at chance where the block was changed, well above it elsewhere."""
+    return (
+        Measured("Jaccard minus independent masks, touched", _sample(evidence, True, lambda row: row.get("index")),
+                 least=NEAR, equal=True),
+        Measured("the same, elsewhere", _sample(evidence, False, lambda row: row.get("index")), least=NEAR),
+    )  # fmt: skip
+
+
+def i3(evidence: Evidence) -> tuple[Measured, ...]:
+    """Mapped back: above the index by index overlap, and no less than two independent untouched runs share."""
+    risen = _sample(evidence, True, lambda row: _less(row, "back", "index"))
+    if not any(len(values) for values in risen):
+        raise NotRun("runs mapped back", "offprincipal transform map-back NAME/base NAME/rlvr-1 -o NAME/mapped/rlvr-1")
+    kept = [NEAR + values for values in _sample(evidence, True, lambda row: _less(row, "back", "independent"))]
+    return (
+        Measured("Jaccard mapped back minus index by index, touched", risen, least=NEAR),
+        Measured("Jaccard mapped back minus that of independent runs, plus .02", kept),
+    )
+
+
+def _weigh(id_: str, measure: Callable[[Evidence], tuple[Measured, ...]], evidence: Evidence) -> Record:
+    settings = {"interventions": [each["name"] for each in needed(evidence)]}
+    return judged_record(id_, measure(evidence), evidence, settings=settings)
+
+
+CLAIMS: tuple[tuple[str, Callable[[Evidence], Record]], ...] = (
+    ("I1", i1),
+    ("I2", lambda evidence: _weigh("I2", i2, evidence)),
+    ("I3", lambda evidence: _weigh("I3", i3, evidence)),
+    ("I4", i4),
+)
