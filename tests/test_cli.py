@@ -186,6 +186,7 @@ def test_flags_are_frozen():
         "reproduce": ["--free-disk", "--geometry", "--json", "--list", "--offline", "--out"],
         "cache": ["--clear", "--json"],
         "lab run": ["--json", "--out", "--preset", "--seed"],
+        "lab claims": ["--jobs", "--json", "--out", "--seed"],
         "lab arms": ["--arms", "--json", "--lr", "--out", "--preset", "--rank", "--seed", "--seeds"],
     }  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from offprincipal import __version__
-from offprincipal.report import cells, charts, closeup, gates, many, numbers, palette, pictures, story
+from offprincipal.report import cells, charts, claims, closeup, gates, many, numbers, palette, pictures, story
 from offprincipal.report.reading import Comparison
 from offprincipal.report.words import NONE, percent, plain, points
 
@@ -45,6 +45,7 @@ def parts(comparison: Comparison) -> dict[str, Any]:
     specs["consensus"] = many.histogram(consensus) if agree else None
     specs |= {f"step-{i}": spec for i, (_, spec) in enumerate(steps)}
     probed, probe_charts, unshown = gates.gates(comparison.directory)
+    judged, torn = claims.scoreboard(comparison.directory)
     specs |= probe_charts
     drawn = {name: spec for name, spec in specs.items() if spec is not None}
     table, cut = _table(comparison)
@@ -54,8 +55,8 @@ def parts(comparison: Comparison) -> dict[str, Any]:
         "path": many.path(comparison.summary.get("path")),
         "steps": [title for title, _ in steps], "agree": [_pair(pair) for pair in agree],
         "stripes": [(a, kind, _r(row), _r(column)) for a, kind, row, column in closeup.stripes(labels, found)],
-        "gates": probed, "has": set(drawn), "labels": labels, "base": _base(comparison.summary.get("base")),
-        "missing": _missing(comparison, drawn) + unshown, "unpaired": comparison.unpaired, "cut": cut,
+        "gates": probed, "claims": judged, "has": set(drawn), "labels": labels, "base": _base(comparison.summary.get("base")),
+        "missing": _missing(comparison, drawn) + unshown + torn, "unpaired": comparison.unpaired, "cut": cut,
         "closeups": found, "facts": facts(comparison.summary), "version": __version__,
         "definitions": _definitions(comparison.summary.get("definitions")),
     }  # fmt: skip
