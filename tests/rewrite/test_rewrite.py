@@ -284,7 +284,7 @@ def test_what_lies_beside_the_weights_goes_along(checkpoint, tmp_path):
     assert "# Base" in (tmp_path / "again" / "README.md").read_text()
 
 
-def test_a_single_file_and_an_adapter_can_be_read(tmp_path, checkpoint):
+def test_a_single_file_can_be_read(tmp_path):
     base = save_checkpoint(tmp_path / "one", tiny_weights(), shards=1)
     (base / "model.safetensors.index.json").unlink()
     file = (base / "model-00001-of-00001.safetensors").rename(base / "model.safetensors")

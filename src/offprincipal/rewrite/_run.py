@@ -131,7 +131,9 @@ def undo_transform(
     if choices.verify:
         raise UsageError(asked, "a tune mapped back is compared, not verified", "leave out verify")
     transform, made = Transform.load(transformed), read_record(Path(transformed))
-    recorded = made["base"]["ref"] + (f"@{made['base']['commit']}" if made["base"]["kind"] == "hub" else "")
+    recorded = made["base"]["ref"]
+    if made["base"]["kind"] == "hub":
+        recorded = f"{recorded.partition('@')[0]}@{made['base']['commit']}"
     original = _original(base, recorded, asked, choices.offline)
     start = open_checkpoint(transformed, offline=choices.offline)
     after = open_checkpoint(tuned, base=start, offline=choices.offline)
