@@ -41,9 +41,9 @@ def adapter_init(base: str, out: Path, directions: int, jobs: int | None, json_:
     """Write a PEFT adapter for BASE that adds exactly zero at the start and leaves BASE as it is."""
     from offprincipal import fanout
     from offprincipal.terminal import notes, progress_bar
-    from offprincipal.train.adapters import init_adapter
+    from offprincipal.train.adapters import init_adapter, on_this_machine
 
-    where = None if jobs is None else fanout.engine("processes", jobs)
+    where = on_this_machine if jobs is None else fanout.engine("processes", jobs)
     with progress_bar("modules") as progress:
         made = init_adapter(base, out, k=directions, engine=where, progress=progress, command=_command(), **options)
     if json_:
@@ -106,9 +106,9 @@ def adapter_verify(folder: Path, jobs: int | None, json_: bool, **options: Any) 
     """Check an adapter: read back through PEFT, a no-op at its start, off the subspaces it promised. Exit 1 if not."""
     from offprincipal import fanout
     from offprincipal.terminal import progress_bar
-    from offprincipal.train.adapters import verify_adapter
+    from offprincipal.train.adapters import on_this_machine, verify_adapter
 
-    where = None if jobs is None else fanout.engine("processes", jobs)
+    where = on_this_machine if jobs is None else fanout.engine("processes", jobs)
     with progress_bar("modules") as progress:
         found = verify_adapter(folder, engine=where, progress=progress, **options)
     if json_:

@@ -11,7 +11,7 @@ from offprincipal.train.adapters._export import Exported, export_adapter
 from offprincipal.train.adapters._hold import Held, hold, hold_callback
 from offprincipal.train.adapters._init import Made, init_adapter
 from offprincipal.train.adapters._recipe import DOUBLED, METHODS
-from offprincipal.train.adapters._targets import Module, Targets, choose
+from offprincipal.train.adapters._targets import Module, Targets, choose, on_this_machine
 from offprincipal.train.adapters._verify import Verified, verify_adapter
 
 __all__ = [
@@ -30,5 +30,6 @@ __all__ = [
     "hold",
     "hold_callback",
     "init_adapter",
+    "on_this_machine",
     "verify_adapter",
 ]

@@ -8,13 +8,12 @@ from typing import Any
 from offprincipal.checkpoint import Checkpoint
 from offprincipal.checkpoint._adapter import Adapted
 from offprincipal.checkpoint._source import read_whole
-from offprincipal.fanout import Engine
+from offprincipal.fanout import Engine, here
 from offprincipal.measurement import content_hash
 from offprincipal.measures import masks
 from offprincipal.rows import one_thread
 from offprincipal.survey import Progress
 from offprincipal.train.adapters._folder import Adapter, Factor
-from offprincipal.train.adapters._init import on_this_machine
 from offprincipal.train.adapters._lowrank import Product
 from offprincipal.train.adapters._recipe import PRINCIPAL_RANK, leading
 from offprincipal.train.adapters._targets import Module
@@ -96,7 +95,7 @@ def measure_energy(
     note: Mapping[str, Any],
     *,
     cache: bool = True,
-    engine: Engine | None = None,
+    engine: Engine = here,
     progress: Progress | None = None,
 ) -> Energies:
     """Energy of every module of the adapter.
@@ -106,7 +105,7 @@ def measure_energy(
         whole: the same folder as `open_checkpoint` reads it, so that every factor has its base weight.
         note: of the folder where it began, with each module's k and content; may be empty (k is 64 then).
         cache: read and keep the base's factors.
-        engine: where; this machine when None.
+        engine: where the subspaces are computed.
         progress: called after each module.
 
     Raises:
@@ -120,8 +119,7 @@ def measure_energy(
         k = known.get(path, {}).get("k") or masks.principal_rank(module.shape, PRINCIPAL_RANK)
         work.append((module, factor, min(k, min(module.shape)), cache))
     found: dict[str, Energy] = {}
-    flops = sum(module.cost for module, *_ in work)
-    for each in (engine or on_this_machine(flops))(energy_of, sorted(work, key=lambda item: -item[0].cost)):
+    for each in engine(energy_of, sorted(work, key=lambda item: -item[0].cost)):
         found[each.path] = each
         if progress:
             progress(len(found), len(work), each.path)

@@ -3,7 +3,6 @@
 Read `init_adapter` from top to bottom. What it is not: training (``_hold.py``), or the formulas (``_starts.py``).
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +13,8 @@ import torch
 from offprincipal import __version__
 from offprincipal.checkpoint import Checkpoint, open_checkpoint
 from offprincipal.errors import InputError
-from offprincipal.fanout import Engine
-from offprincipal.fanout import engine as make_engine
-from offprincipal.survey import WORTH_PROCESSES, Progress
+from offprincipal.fanout import Engine, here
+from offprincipal.survey import Progress
 from offprincipal.train.adapters import _folder, _starts
 from offprincipal.train.adapters._recipe import (
     METHODS,
@@ -60,7 +58,7 @@ def init_adapter(
     seed: int = 0,
     cache: bool = True,
     offline: bool = False,
-    engine: Engine | None = None,
+    engine: Engine = here,
     progress: Progress | None = None,
     command: str | None = None,
 ) -> Made:
@@ -78,7 +76,7 @@ def init_adapter(
         seed: of what is random, hashed with each module's name.
         cache: read and keep the base's factors (``factors.FactorCache``).
         offline: never ask the Hub.
-        engine: where the work is done; processes of this machine where it is worth their start when None.
+        engine: where the work is done; `on_this_machine` starts processes where that is worth it.
         progress: called after each module.
         command: the command line, for the card.
 
@@ -111,17 +109,10 @@ def init_adapter(
         refuse_small(module, recipe)
     _folder.refuse_full(folder)
     work = [(module, recipe) for module in sorted(targets.modules, key=lambda module: -module.cost)]
-    flops = 0.0 if method == "lora" else sum(module.cost for module in targets.modules)
-    found = _collect(engine or on_this_machine(flops), work, progress)
+    found = _collect(engine, work, progress)
     note = _note(opened, targets, recipe, found, command)
     _write(folder, opened, targets, recipe, found, note)
     return Made(folder, note)
-
-
-def on_this_machine(flops: float) -> Engine:
-    """One process per core where the work is worth their start, else this process (as ``survey.on_this_machine``)."""
-    cores = min(os.cpu_count() or 1, 8)
-    return make_engine("processes", cores if flops > WORTH_PROCESSES else 1)
 
 
 def _collect(engine: Engine, work: Sequence[Any], progress: Progress | None) -> dict[str, tuple[str, Factored]]:

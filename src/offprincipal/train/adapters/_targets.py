@@ -1,14 +1,18 @@
 """Which modules of a checkpoint an adapter sits on, from headers: what PEFT can adapt; what is left out, and why."""
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from offprincipal.checkpoint import Checkpoint, Source, TensorInfo
 from offprincipal.checkpoint._source import read_whole
 from offprincipal.errors import InputError, UsageError
+from offprincipal.fanout import processes
 from offprincipal.names import Piece, canonical, family_of, locate
+from offprincipal.survey import WORTH_PROCESSES
 
 ALL = "all-linear"
 
@@ -50,6 +54,17 @@ class Module:
         """The weight as ``[out, in]``, contiguous, in its stored dtype."""
         weight = read_whole(self.source)
         return weight.T.contiguous() if self.transposed else weight
+
+
+def on_this_machine(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """An engine: one process per core where the work is worth their start, else this process.
+
+    Items are tuples that begin with a `Module`. At most eight processes (as ``survey.on_this_machine``). A script that
+    uses it needs ``if __name__ == "__main__"``.
+    """
+    work: list[Any] = list(items)
+    worth = sum(item[0].cost for item in work) > WORTH_PROCESSES
+    return processes(function, work, min(os.cpu_count() or 1, 8, len(work)) if worth else 1)
 
 
 @dataclass(frozen=True)

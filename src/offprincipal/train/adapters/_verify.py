@@ -13,7 +13,7 @@ import torch
 from offprincipal.checkpoint import Checkpoint, open_checkpoint
 from offprincipal.checkpoint._source import read_whole
 from offprincipal.errors import CheckFailed, InputError, UsageError
-from offprincipal.fanout import Engine
+from offprincipal.fanout import Engine, here
 from offprincipal.survey import Progress
 from offprincipal.train.adapters import _peft
 from offprincipal.train.adapters._energy import Energies, measure_energy
@@ -58,7 +58,7 @@ def verify_adapter(
     merge_drift: int = 0,
     cache: bool = True,
     offline: bool = False,
-    engine: Engine | None = None,
+    engine: Engine = here,
     progress: Progress | None = None,
 ) -> Verified:
     """Check an adapter folder against its base.
@@ -80,7 +80,7 @@ def verify_adapter(
         merge_drift: cycles of check 5, which loads the whole base too.
         cache: read and keep the base's factors.
         offline: never ask the Hub.
-        engine: where the subspaces are computed; this machine when None.
+        engine: where the subspaces are computed; `on_this_machine` starts processes where that is worth it.
         progress: called after each module of check 4.
 
     Raises:
