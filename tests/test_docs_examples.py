@@ -8,7 +8,7 @@ import pytest
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-@pytest.mark.parametrize("page", ["several-runs.md"])
+@pytest.mark.parametrize("page", ["masks.md", "several-runs.md"])
 def test_examples_say_what_they_print(page):
     failures, examples = doctest.testfile(str(DOCS / page), module_relative=False)
     assert examples

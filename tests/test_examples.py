@@ -76,6 +76,15 @@ def test_probe_gates(tmp_path):
         assert words in done.stdout
 
 
+def test_masks_from_a_base(checkpoint, tmp_path):
+    script = EXAMPLES / "masks_from_a_base.py"
+    folders = [str(checkpoint("base")), str(checkpoint("rl", delta=3e-5)), str(tmp_path / "masks")]
+    done = subprocess.run([sys.executable, str(script), *folders], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for words in ("weights inside blocks", "the run changed", "safe   holds", "random holds", "magnitude alone"):
+        assert words in done.stdout
+
+
 def test_every_example_has_a_test():
     tested = Path(__file__).read_text()
     assert all(f'"{file.name}"' in tested for file in EXAMPLES.glob("*.py"))
