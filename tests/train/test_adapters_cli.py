@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from tests.test_cli import run
 
 from offprincipal.cli import main
 
@@ -56,7 +55,7 @@ def test_a_failed_check_is_printed_with_its_numbers_and_exits_with_one(checkpoin
     assert json.loads(out)["failures"]
 
 
-def test_what_is_left_out_is_said(tmp_path) -> None:
+def test_what_is_left_out_is_said(tmp_path, say) -> None:
     from tests.tiny import CONFIG, save_checkpoint, tiny_weights
 
     weights = tiny_weights()
@@ -65,11 +64,11 @@ def test_what_is_left_out_is_said(tmp_path) -> None:
         weights[f"{stem}experts.0.gate_proj.weight"] = weights.pop(f"{stem}gate_proj.weight")
         weights[f"{stem}gate.weight"] = weights.pop(f"{stem}up_proj.weight")
     base = save_checkpoint(tmp_path / "base", weights, {**CONFIG, "model_type": "qwen3_moe"})
-    done = run("adapter", "init", base, "--method", "lora", "-o", tmp_path / "a")
-    assert done.returncode == 0, done.stderr
-    assert "left out: 2 matrices such as model.layers.0.mlp.experts.0.gate_proj.weight: transformers" in done.stderr
-    assert "left out: 2 matrices such as model.layers.0.mlp.gate.weight: a router" in done.stderr
-    assert f"10 modules; adapter: {tmp_path / 'a'}" in done.stderr
+    code, _, err = say("adapter", "init", base, "--method", "lora", "-o", tmp_path / "a")
+    assert code == 0, err
+    assert "left out: 2 matrices such as model.layers.0.mlp.experts.0.gate_proj.weight: transformers" in err
+    assert "left out: 2 matrices such as model.layers.0.mlp.gate.weight: a router" in err
+    assert f"10 modules; adapter: {tmp_path / 'a'}" in err
 
 
 @pytest.mark.parametrize(
@@ -80,9 +79,8 @@ def test_what_is_left_out_is_said(tmp_path) -> None:
         (["verify", "nowhere"], 3, "cannot open adapter 'nowhere'"),
     ],
 )
-def test_bad_input_gives_one_line_and_writes_nothing(arguments, code, words, tmp_path, monkeypatch) -> None:
+def test_bad_input_gives_one_line_and_writes_nothing(arguments, code, words, tmp_path, monkeypatch, say) -> None:
     monkeypatch.chdir(tmp_path)
-    done = run("adapter", *arguments)
-    assert (done.returncode, words in done.stderr) == (code, True), done.stderr
-    assert "Traceback" not in done.stderr
+    found, _, err = say("adapter", *arguments)
+    assert (found, words in err) == (code, True), err
     assert list(tmp_path.iterdir()) == []
