@@ -207,7 +207,8 @@ def _reduced(rows: Sequence[Mapping[str, Any]], settings: Settings, label: str) 
     return {
         "form": half, "empirical": share.value * half, "empirical_ratio": share.value,
         "empirical_ratio_low": share.low, "empirical_ratio_high": share.high, "kl": steps[0]["kl"],
-        "ratio": steps[0]["ratio"], "ratio_smallest_t": steps[-1]["ratio"], "slope": slope([(t, odd) for t, odd, _ in residuals]),
+        "ratio": steps[0]["ratio"], "ratio_smallest_t": steps[-1]["ratio"],
+        "slope": slope([(t, odd) for t, odd, _ in residuals]),
         "slope_even": slope([(t, even) for t, _, even in residuals]), "steps": steps,
     }  # fmt: skip
 

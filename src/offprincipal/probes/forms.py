@@ -10,9 +10,10 @@ With z(e) the logits at ``W + e v``, p their softmax and y the next token, per p
     empirical Fisher        (z'_y - E_p[z'])^2                 labels from the text instead of from p
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -43,8 +44,17 @@ def slope(function: Callable[[Any], Any], at: Any, along: Any) -> tuple[Any, Any
     >>> slope(lambda x: x * x, torch.tensor(3.0), torch.tensor(1.0))
     (tensor(9.), tensor(6.))
     """
+    _load_rules()
     value, derivative = jvp(function, (at,), (along,))[:2]
     return value, derivative
+
+
+@cache
+def _load_rules() -> None:
+    """Torch loads its forward-mode rules on first use, and warns of its own deprecated compiler while it does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
 
 
 def curvature(model: Model, batch: Batch, directions: Mapping[str, Tensor]) -> Forms:
@@ -58,7 +68,8 @@ def curvature(model: Model, batch: Batch, directions: Mapping[str, Tensor]) -> F
     Source: the closed forms of the module's text. Left out: directions in the head itself (`fisher_terms` has them).
     """
     at = batch.scored.flatten().nonzero().flatten()
-    point = {name: value for name, value in model.weights().items() if name in directions}
+    own = model.weights()
+    point = {name: own[name] for name in directions}
 
     def body(weights: Parameters) -> Tensor:
         return model.hidden(batch.ids, batch.seen, weights)[:, :-1].flatten(0, 1)[at]
@@ -104,7 +115,8 @@ def fisher_terms(model: Model, batch: Batch, direction: Parameters) -> tuple[Ten
         direction: parameter name to tensor, in the model's dtype; tied parameters under one name.
     """
     at = batch.scored.flatten().nonzero().flatten()
-    point = {name: value for name, value in model.weights().items() if name in direction}
+    own = model.weights()
+    point = {name: own[name] for name in direction}
 
     def body(weights: Parameters) -> Tensor:
         return model.hidden(batch.ids, batch.seen, weights)[:, :-1].flatten(0, 1)[at]

@@ -106,11 +106,15 @@ def contrast(curved: np.ndarray, against: np.ndarray, *, seed: int, name: str) -
 
 def _resampled(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Mean of ``values[rows][:, columns]`` per replicate, by counts instead of copies."""
-    weights = [
-        np.apply_along_axis(np.bincount, 1, picks, minlength=size) / picks.shape[1]
-        for picks, size in ((rows, values.shape[0]), (columns, values.shape[1]))
-    ]
+    weights = [_shares(picks, size) for picks, size in zip((rows, columns), values.shape, strict=True)]
     return np.einsum("rb,bd,rd->r", weights[0], values, weights[1])
+
+
+def _shares(picks: np.ndarray, size: int) -> np.ndarray:
+    """How often each of `size` units was picked in each replicate, as a share: [replicate, size]."""
+    replicates = len(picks)
+    flat = (picks + size * np.arange(replicates)[:, None]).ravel()
+    return np.bincount(flat, minlength=replicates * size).reshape(replicates, size) / picks.shape[1]
 
 
 def student(probability: float, degrees: int) -> float:

@@ -97,7 +97,14 @@ class Model(nn.Module):
         """The model's own forward with its body replaced by the given hidden states."""
         from transformers.modeling_outputs import BaseModelOutputWithPast
 
-        given = BaseModelOutputWithPast(last_hidden_state=hidden[None])  # pyright: ignore[reportArgumentType]
+        class Given(BaseModelOutputWithPast):
+            """Whatever else an architecture's body returns (router logits, cross attentions) is absent."""
+
+            def __getattr__(self, name: str) -> None:
+                if name.startswith("__"):
+                    raise AttributeError(name)
+
+        given = Given(last_hidden_state=hidden[None])  # pyright: ignore[reportArgumentType]
         self.body.forward = lambda *_, **__: given
         try:
             ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
@@ -130,7 +137,7 @@ def load_model(
         checkpoint: a folder, a repository in the Hub's cache, or an adapter on one of them.
         dtype: of weights and arithmetic.
         device: where it computes.
-        derivatives: choose attention that forward-mode differentiation knows (eager instead of fused).
+        derivatives: choose attention that forward-mode differentiation knows: eager, not what transformers prefers.
 
     Raises:
         InputError: there is no config.json, transformers does not know the model, weights are missing, or it does not
@@ -139,7 +146,7 @@ def load_model(
     below = checkpoint
     if checkpoint.kind == "adapter":
         below = open_checkpoint(str(checkpoint.base_ref), offline=True)
-    model = Model(_from_pretrained(below, dtype, "eager" if derivatives else "sdpa"))
+    model = Model(_from_pretrained(below, dtype, "eager" if derivatives else None))
     if below is not checkpoint:
         _adapt(model, below, checkpoint)
     model.requires_grad_(False).eval()
@@ -208,7 +215,7 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> Any:
+def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype, attention: str | None) -> Any:
     from transformers import AutoModelForCausalLM
 
     asked, folder = f"load a model from {checkpoint.ref!r}", folder_of(checkpoint)

@@ -26,7 +26,7 @@ def described(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def finite(found: Any) -> Any:
-    """Plain data without what JSON cannot say: nan and infinity become None, records dicts, tuples lists.
+    """Plain data without what JSON cannot say: nan and infinity become None, records dicts, tuples lists, paths words.
 
     >>> finite({"a": (1.0, math.nan)})
     {'a': [1.0, None]}
@@ -37,6 +37,8 @@ def finite(found: Any) -> Any:
         return {str(key): finite(value) for key, value in found.items()}
     if isinstance(found, list | tuple):
         return [finite(value) for value in found]
+    if isinstance(found, Path):
+        return str(found)
     return None if isinstance(found, float) and not math.isfinite(found) else found
 
 

@@ -179,7 +179,7 @@ def sample(
         ``each`` texts per prompt, scored from the first sampled token on.
 
     The draw inverts the distribution function in float64: the first token whose cumulative probability exceeds a
-    uniform number. transformers' ``generate`` keeps the cache and the positions; that token is the only choice it gets.
+    uniform number. transformers' ``generate`` keeps the cache and the positions; that token is its only choice.
     """
     work = [(number, copy) for number in range(len(prompts)) for copy in range(each)]
     found = []

@@ -139,15 +139,17 @@ def _together(runs: Sequence[Row], form: str) -> dict[str, Any]:
 
 
 def _by_matrix(runs: Sequence[Row]) -> dict[str, Any]:
-    rows = [
-        [f"{run['label']}: {name}", str(count["matrices"]), f"{count['median_ratio']:.3g}",
-         *(str(count[word]) for word in ("sharper", "flatter", "cannot tell"))]
-        for run in runs
-        for name, count in run["verdicts"].items()
-    ]  # fmt: skip
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for run in runs:
+        for name, count in run["verdicts"].items():
+            told = [str(count["matrices"]), f"{count['median_ratio']:.3g}"]
+            told += [str(count[word]) for word in ("sharper", "flatter", "cannot tell")]
+            shared = "random" in name  # one line where all runs share it
+            first = name if shared else f"{run['label']}: {name}"
+            rows.setdefault((first, *told), [first, *told])
     columns = ["direction", "matrices", "median ratio", "sharper", "flatter", "cannot tell"]
     note = "each matrix at 95 %: one in twenty verdicts of a flat truth is wrong by chance"
-    return {"title": "Matrix by matrix", "columns": columns, "rows": rows, "note": note}
+    return {"title": "Matrix by matrix", "columns": columns, "rows": list(rows.values()), "note": note}
 
 
 def _charts(runs: Sequence[Row]) -> list[dict[str, Any]]:
