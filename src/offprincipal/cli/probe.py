@@ -42,7 +42,9 @@ def common(prompts_required: bool) -> Callable[[Any], Any]:
     return decorate
 
 
-@probe.command("kl", epilog="Example: offprincipal probe kl runs/base rl=runs/rl --prompts held-out.jsonl -o out/compare")
+@probe.command(
+    "kl", epilog="Example: offprincipal probe kl runs/base rl=runs/rl --prompts held-out.jsonl -o out/compare"
+)
 @common(prompts_required=False)
 @click.option("--sample", default=0, help="Score this many continuations of each prompt (without --prompts: so many).")
 @click.option(
@@ -58,7 +60,8 @@ def probe_kl(**options: Any) -> None:
 
 
 @probe.command(
-    "curvature", epilog="Example: offprincipal probe curvature runs/base rl=runs/rl --prompts held-out.jsonl -o out/compare"
+    "curvature",
+    epilog="Example: offprincipal probe curvature runs/base rl=runs/rl --prompts held-out.jsonl -o out/compare",
 )
 @common(prompts_required=True)
 @click.option("--batches", default=16, show_default=True, help="Into how many the texts are dealt, for the interval.")
