@@ -1,4 +1,4 @@
-"""What verl loads from the entry point group ``verl.plugins``: its import registers the engine where that is asked for.
+"""What verl loads from the entry point group ``verl.plugins``: importing it registers the engine where it is wanted.
 
 What it is: an effect of import, because verl loads plugins and calls nothing. What it is not: for anybody else.
 """
