@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from offprincipal.cli.answers import as_json, terminal
+from offprincipal.errors import UsageError
 
 
 @click.group()
@@ -20,18 +21,42 @@ def lab() -> None:
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the checkpoints.")
 @click.option("--preset", default="tiny", show_default=True, help="Size of the world: micro, mini, tiny or small.")
 @click.option("--seed", default=0, show_default=True, help="Decides problems, weights, order and samples.")
+@click.option("--intervene", is_flag=True, help="Then RLVR again from a rotated and a permuted base, and compare.")
+@click.option("--neurons", is_flag=True, help="With --intervene: a third base, its MLP neurons in another order.")
 @click.option("--json", "json_", is_flag=True, help="Print every arm's record as JSON on stdout.")
-def lab_run(out: Path, preset: str, seed: int, json_: bool) -> None:
+def lab_run(out: Path, preset: str, seed: int, intervene: bool, neurons: bool, json_: bool) -> None:
     """Train a base and its arms (SFT, off-distribution SFT, two RLVR) into folders. Safe to stop and run again."""
     from offprincipal.lab.progress import show_progress
     from offprincipal.lab.run import run_lab
     from offprincipal.terminal import notes
 
+    if neurons and not intervene:
+        raise UsageError("permute neurons", "--neurons was given alone", "give --intervene as well")
+    if intervene:
+        _intervene(out, preset, seed, neurons, json_)
+        return
     with show_progress(notes) as progress:
         run = run_lab(out, preset=preset, seed=seed, progress=progress)
     if json_:
         as_json(run.records)
     notes.print(f"checkpoints: {run.out}")
+
+
+def _intervene(out: Path, preset: str, seed: int, neurons: bool, json_: bool) -> None:
+    """The laboratory with its interventions, and their table."""
+    from offprincipal.lab.intervene import run_interventions
+    from offprincipal.lab.overlaps import print_interventions
+    from offprincipal.lab.progress import show_progress
+    from offprincipal.terminal import notes
+
+    with show_progress(notes) as progress:
+        run = run_interventions(out, preset, seed, neurons=neurons, progress=progress)
+    if json_:
+        as_json({**run.lab.records, "interventions": run.answer})
+    else:
+        print_interventions(run.answer, terminal())
+    notes.print(f"checkpoints: {run.lab.out}")
+    notes.print(f"interventions: {run.out / 'interventions.json'}")
 
 
 def _list(kind: type) -> Any:

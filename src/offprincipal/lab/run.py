@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,21 +128,41 @@ def _settings(found: Any) -> str:
 
 
 def _run_stage(out: Path, stage: str, preset: Preset, seed: int, progress: Progress) -> None:
-    """Train, judge and write one stage; it appears under its name only when it is whole."""
-    partial = out / f".{stage}.partial"
+    """Train one stage of the laboratory."""
+    own = stage_seed(seed, stage)
+
+    def train() -> tuple[Any, Any]:
+        if stage == "base":
+            return pretrain(preset, seed=own, data_seed=seed, progress=progress)
+        model, tokenizer = load_arm(out / "base")
+        ARMS[stage](model, tokenizer, preset, arm=stage, seed=own, data_seed=seed, progress=progress)
+        return model, tokenizer
+
+    write_stage(out / stage, None if stage == "base" else out / "base", train, preset, seed=seed, own=own)
+
+
+def write_stage(
+    folder: Path, base: Path | None, train: Callable[[], tuple[Any, Any]], preset: Preset, *, seed: int, own: int
+) -> None:
+    """Train, judge and write one stage; it appears under its name only when it is whole.
+
+    Args:
+        folder: of the stage, named like it.
+        base: which it is judged against; None for itself.
+        train: gives model and tokenizer; called with the global generators seeded by `own`.
+        preset: of the laboratory.
+        seed: of the laboratory.
+        own: seed of the stage.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     started = time.monotonic()
-    own = stage_seed(seed, stage)
     with quiet(own):
-        if stage == "base":
-            model, tokenizer = pretrain(preset, seed=own, data_seed=seed, progress=progress)
-        else:
-            model, tokenizer = load_arm(out / "base")
-            ARMS[stage](model, tokenizer, preset, arm=stage, seed=own, data_seed=seed, progress=progress)
+        model, tokenizer = train()
         trained = time.monotonic()
         save_arm(model, tokenizer, partial)
         record = {
-            "stage": stage,
+            "stage": folder.name,
             "seed": seed,
             "stage_seed": own,
             "settings": dataclasses.asdict(preset),
@@ -150,11 +170,11 @@ def _run_stage(out: Path, stage: str, preset: Preset, seed: int, progress: Progr
             "threads": torch.get_num_threads(),
             "parameters": model.num_parameters(),
             "seconds_training": round(trained - started, 1),
-            **compare_arms(partial if stage == "base" else out / "base", partial, preset, data_seed=seed),
+            **compare_arms(base or partial, partial, preset, data_seed=seed),
             "seconds": round(time.monotonic() - started, 1),
         }
     (partial / "run.json").write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(partial, out / stage)
+    os.replace(partial, folder)
 
 
 def versions() -> dict[str, str]:

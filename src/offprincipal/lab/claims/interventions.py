@@ -10,22 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from offprincipal.checkpoint import open_checkpoint
-from offprincipal.lab.claims.evidence import read_json, weights
-from offprincipal.lab.claims.matrix import jaccard
+from offprincipal.lab.claims.evidence import read_json
 from offprincipal.lab.claims.numerics import failing, record
 from offprincipal.lab.claims.record import NotRun, Record
 from offprincipal.lab.claims.samples import Evidence, Row
 from offprincipal.lab.claims.training import first_folder
 from offprincipal.lab.claims.verdict import Measured, Sample
 from offprincipal.lab.claims.weights import judged_record
-from offprincipal.measures import bits
-from offprincipal.pairs import Pair, pair
-from offprincipal.rewrite import Transform
+from offprincipal.lab.overlaps import agreements
 
-RUN, OTHER = "rlvr-1", "rlvr-2"
 NEAR = 0.02
 """Difference of Jaccard indices that counts as none (*ours*)."""
 
@@ -42,50 +36,16 @@ def read(lab: Path, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _matrices(lab: Path, folder: Path) -> Iterator[dict[str, Any]]:
-    """One linear matrix at a time: the base's spectrum before and after, and Jaccards of the runs' update masks."""
-    base, turned = open_checkpoint(lab / "base"), open_checkpoint(folder / "base")
-    touched = Transform.load(folder / "base").actions
-    runs = weights(lab)
-    own = {run: _by_name(base, runs[run]) for run in (RUN, OTHER) if run in runs}
-    there, back = (
-        _by_name(first, _finest(where)) for first, where in ((turned, folder / RUN), (base, folder / "mapped" / RUN))
-    )
-    for each in pair(base, turned).pairs:
-        if each.place.linear:
-            before, after = each.load()
-            row = {"tensor": each.name, "touched": each.name in touched, "nss": _nss(before, after)}
-            masks = {run: _mask(pairs.get(each.name)) for run, pairs in own.items()}
-            masks |= {"there": _mask(there.get(each.name)), "back": _mask(back.get(each.name))}
-            yield row | _overlaps(bits.magnitude_code(before), masks)
-
-
-def _finest(folder: Path) -> Path:
-    return folder / "master" if (folder / "master").is_dir() else folder
-
-
-def _by_name(base: Any, folder: Path) -> dict[str, Pair]:
-    """Canonical name to pair; empty where the run is not there."""
-    return {each.name: each for each in pair(base, open_checkpoint(folder)).pairs} if folder.is_dir() else {}
-
-
-def _mask(found: Pair | None) -> torch.Tensor | None:
-    return None if found is None else bits.changed(*found.load())
-
-
-def _overlaps(codes: torch.Tensor, masks: dict[str, torch.Tensor | None]) -> dict[str, float]:
-    """Jaccard minus independent masks: of the base run with the intervened run, as is and back, and with another."""
-    first = masks.get(RUN)
-    found = {}
-    for word, other in (("index", masks["there"]), ("back", masks["back"]), ("independent", masks.get(OTHER))):
-        if first is not None and other is not None:
-            compared = jaccard(codes, first, other)
-            found[word] = compared.jaccard - compared.jaccard_bernoulli
-    return found
-
-
-def _nss(before: torch.Tensor, after: torch.Tensor) -> float:
-    old, new = (torch.linalg.svdvals(side.to(torch.float64)) for side in (before, after))
-    return float((new - old).norm() / old.norm())
+    """One linear matrix at a time: its spectrum before and after, and Jaccard minus that of independent masks."""
+    for each in agreements(lab, folder):
+        over = {word: found["jaccard"] - found["jaccard_bernoulli"] for word, found in each["compared"].items()}
+        named = {
+            "index": over.get("as_is"),
+            "back": over.get("mapped_back"),
+            "independent": over.get("other_seed", over.get("other_problems")),
+        }
+        row = {"tensor": each["tensor"], "touched": each["touched"], "nss": each["nss_stored"]}
+        yield row | {word: value for word, value in named.items() if value is not None}
 
 
 def needed(evidence: Evidence) -> Sequence[Row]:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from offprincipal import geometry
 from offprincipal.lab.claims import plants
+from offprincipal.lab.overlaps import jaccard
 from offprincipal.measures import angles, bits, energy, masks, nulls, spectrum
-from offprincipal.measures.consensus import Consensus, RunPair
+from offprincipal.measures.consensus import Consensus
 from offprincipal.measures.levels import abs_on_mask, levels
 from offprincipal.measures.seeds import numpy_generator
 from offprincipal.measures.sweep import Sweep, low_changed, sweep
@@ -285,16 +286,3 @@ def agreement(matrix: Matrix, moved: Mapping[str, Tensor], runs: tuple[str, str]
     several = {"heads": matrix.heads, "head_axis": matrix.axis} if matrix.heads else {}
     found = counted.result(**several, seed=matrix.seed, name=matrix.name)
     return {**found.row(), "pair": found.pairs[0].row(), "axis": matrix.axis}
-
-
-def jaccard(codes: Tensor, first: Tensor, second: Tensor) -> RunPair:
-    """Two masks compared, without the rest of a `Consensus`."""
-    flat = codes.flatten().to(torch.int64)
-    total, a, b = (
-        torch.bincount(flat[mask.flatten()], minlength=bits.MAGNITUDE_CODES)
-        for mask in (torch.ones_like(first), first, second)
-    )
-    sizes = int(a.sum()), int(b.sum())
-    chance = sizes[0] * sizes[1] / max(first.numel(), 1)
-    both = int((first & second).sum())
-    return RunPair(0, 1, first.numel(), *sizes, both, chance, *nulls.magnitude(total, a, b))
