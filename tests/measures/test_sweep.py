@@ -136,6 +136,15 @@ def test_mixed_dtypes_use_the_eta_rule_natively():
     assert found.changed_native == int(bits.changed_native(before, after.float() * 1.0005).sum())
 
 
+@pytest.mark.parametrize("narrow", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_pair_with_one_fp8_side_is_counted(narrow):
+    before, after = trained_pair((20, 16))
+    for left, right in ((before, after.to(narrow)), (before.to(narrow), after.float())):
+        found, exact = sweep(left, right), (right.double() - left.double()).abs()
+        assert found.changed_atol == int((exact > 1e-5).sum())
+        assert found.changed == sweep(left.bfloat16(), right.bfloat16()).changed
+
+
 def test_empty_and_scalar_like_shapes():
     for shape in ((0,), (0, 4), (4, 0), (1, 1), (1,)):
         found = sweep(torch.zeros(shape).bfloat16(), torch.zeros(shape).bfloat16())

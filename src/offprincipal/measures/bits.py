@@ -126,8 +126,9 @@ def changed_atol(before: Shaped[Tensor, "*shape"], after: Shaped[Tensor, "*shape
     >>> changed_atol(torch.tensor([1e-6]), torch.tensor([2e-6])).tolist()
     [False]
     """
-    wide = torch.promote_types(before.dtype, after.dtype)
-    wide = torch.float32 if wide.itemsize == 1 else wide  # no arithmetic exists in fp8
+    # fp8 has no arithmetic, and promotes to nothing: it takes part as float32, in which it is exact
+    left, right = (torch.float32 if t.dtype.itemsize == 1 else t.dtype for t in (before, after))
+    wide = torch.promote_types(left, right)
     step = (after.to(wide) - before.to(wide)).to(torch.float64)
     finite = torch.isfinite(before.to(torch.float32)) & torch.isfinite(after.to(torch.float32))
     return torch.where(finite, ~(step.abs() <= ATOL), changed(before, after))
