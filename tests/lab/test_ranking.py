@@ -45,5 +45,13 @@ def test_arms_are_ranked_by_validation_and_test_decides_nothing() -> None:
 def test_the_table_shows_gain_range_and_cost() -> None:
     page = io.StringIO()
     print_ranking(rank_arms(RECORDS), Console(file=page, width=140))
-    for words in ("lora *", "safe *", "55.0 [50.0, 60.0]", "+20.0", "0.15", "learning rate on validation"):
+    for words in (
+        "lora *",
+        "safe *",
+        "55.0 [50.0, 60.0]",
+        "+20.0",
+        "0.15",
+        "rate on validation",
+        "[range over seeds]",
+    ):
         assert words in page.getvalue(), page.getvalue()
