@@ -71,7 +71,10 @@ def print_ranking(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     table = Table(
         title="Arms by validation accuracy", title_justify="left", title_style="bold", caption_justify="left"
     )
-    table.caption = "* the arm's best learning rate on validation; accuracies in percent \\[range over seeds]; KL in nats per token"
+    table.caption = (
+        "* the arm's best learning rate on validation; accuracies in percent \\[range over seeds]; "
+        "KL in nats per token"
+    )
     columns = (
         "arm",
         "lr",
