@@ -2,12 +2,14 @@
 
 What it is: the arithmetic of ``_rules`` on an accelerator, with the traffic of the compiled CPU step. What it is not:
 needed; without Triton, and for float64, ``_torch`` does the same. Triton may fuse a product and a sum into one
-rounding, so results agree with the CPU to a few units in the last place, not to the bit. Imported only where Triton is.
+rounding, so results agree with the CPU to a few units in the last place, not to the bit.
 """
 
+from typing import Any
+
 import torch
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 from offprincipal.train._region import BLOCK
 from offprincipal.train._rules import Task
@@ -91,7 +93,8 @@ def step(task: Task) -> None:
     one, two = (*moments, empty, empty)[:2]
     key = task.key or 0
     constants = (*task.rule.constants(), 0.0, 0.0)[:8]
-    _step[(-(-region.entries // BLOCK),)](
+    kernel: Any = _step
+    kernel[(-(-region.entries // BLOCK),)](
         task.weight, task.gradient,
         empty if region.bits is None else region.bits, empty if region.starts is None else region.starts,
         one, two, empty if task.master is None else task.master,

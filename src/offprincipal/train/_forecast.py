@@ -9,16 +9,16 @@ from offprincipal.measures.masks import count_codes
 from offprincipal.train._region import Region
 
 
-def lost_share(weight: Tensor, region: Region, lr: float) -> tuple[float, int]:
+def lost_count(weight: Tensor, region: Region, lr: float) -> float:
     """Expected number of allowed entries in which a step of size lr, up or down alike, leaves bfloat16 as it was.
 
     AdamW's first step has size lr, later ones seldom more. Closed form on all 32,768 magnitude codes
-    (`measures.bits.visible`), times how many allowed entries have each. Flat bfloat16 ``[entries]`` in; lost and
-    allowed entries out, so that several parameters can be added.
+    (`measures.bits.visible`), times how many allowed entries have each. Flat bfloat16 ``[entries]`` in; a count, so
+    that several parameters can be added.
 
     >>> from offprincipal.train._region import whole
-    >>> lost_share(torch.tensor([1.0, 1e-4]).bfloat16(), whole(2, (2,), 0), 1e-5)
-    (1.0, 2)
+    >>> lost_count(torch.tensor([1.0, 1e-4]).bfloat16(), whole(2, (2,), 0), 1e-5)
+    1.0
     """
     counted = np.zeros(bits.MAGNITUDE_CODES, np.int64)
     for part, _, mask in region.chunks():
@@ -27,4 +27,4 @@ def lost_share(weight: Tensor, region: Region, lr: float) -> tuple[float, int]:
     magnitude = bits.value(finite).to(torch.bfloat16)
     step = torch.full(magnitude.shape, lr, dtype=torch.float64)
     shown = bits.visible(magnitude, step).double() + bits.visible(magnitude, -step).double()
-    return float(counted[: len(finite)] @ (1 - shown / 2).numpy()), region.ones
+    return float(counted[: len(finite)] @ (1 - shown / 2).numpy())

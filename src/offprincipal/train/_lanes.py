@@ -5,16 +5,21 @@ of 256 orders, one per mask byte, says where. The permutation is AVX2's; on othe
 ``_cpu`` walks entry by entry. Lengths are the caller's affair: both touch eight entries on either side.
 """
 
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils, config
-from numba.extending import intrinsic
+from numba.extending import intrinsic as numba_intrinsic
 
-AVX2 = get_host_cpu_features().get("avx2", False) and not (config.CPU_NAME or config.CPU_FEATURES)
+AVX2 = get_host_cpu_features().get("avx2", False) and not any(
+    getattr(config, name, None) for name in ("CPU_NAME", "CPU_FEATURES")
+)
 """Whether the permutation exists here; a processor chosen by numba's own variables is not asked."""
 
+intrinsic: Any = numba_intrinsic  # callers leave out the typing context that numba passes
 _LANE, _BYTE = ir.IntType(32), ir.IntType(8)
 _LANES, _BYTES = ir.VectorType(_LANE, 8), ir.VectorType(_BYTE, 8)
 
@@ -109,3 +114,17 @@ def unpack8(_, target, i, orders, byte, packed, k):
         return context.get_dummy_value()
 
     return types.void(target, types.intp, orders, types.intp, packed, types.intp), generate
+
+
+@intrinsic
+def fetch(_, array, i):
+    """Ask for the cache line of ``array[i]``; a place beyond the end is harmless."""
+
+    def generate(context, builder, signature, args):
+        place = builder.bitcast(_Emit(context, builder).pointer(array, args[0], args[1]), _BYTE.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _LANE, _LANE, _LANE])
+        ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(ask, [place, _LANE(0), _LANE(3), _LANE(1)])  # to read, into every cache, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate

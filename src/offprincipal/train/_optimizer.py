@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from offprincipal.errors import InputError, UsageError
 from offprincipal.measures.seeds import stream
 from offprincipal.train import _engine, _rules
-from offprincipal.train._forecast import lost_share
+from offprincipal.train._forecast import lost_count
 from offprincipal.train._masks import ParameterMasks
 from offprincipal.train._region import Region, region, whole
 from offprincipal.train._sharding import collect, local, parts, spread
@@ -101,19 +101,20 @@ class MaskedOptimizer(Optimizer):
         """Say once what bfloat16 weights without masters will not show."""
         if self._masters or self._random:
             return
-        lost, allowed, sizes = 0.0, 0, set()
+        lost, allowed = 0.0, 0
+        sizes: set[float] = set()
         for group in self.param_groups:
             size = self._step_size(group)
             for parameter in group["params"]:
                 found = self._places[parameter].region
                 if parameter.dtype == torch.bfloat16 and found is not None:
-                    hidden, ones = (0.0, found.ones)
+                    allowed += found.ones
                     if size:
-                        hidden, ones = lost_share(local(parameter).detach().reshape(-1), found, size)
-                    lost, allowed, sizes = lost + hidden, allowed + ones, sizes | {size}
+                        lost += lost_count(local(parameter).detach().reshape(-1), found, size)
+                        sizes.add(size)
         if not allowed:
             return
-        rate = "/".join(f"{size:g}" for size in sorted(sizes - {None}))
+        rate = "/".join(f"{size:g}" for size in sorted(sizes))
         forecast = (
             f"a step of lr {rate} is lost to rounding in {lost / allowed:.1%} of them"
             if rate

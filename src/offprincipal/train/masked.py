@@ -172,8 +172,8 @@ class MaskedSGD(MaskedOptimizer):
 
     def _rule(self, group: dict[str, Any], step: int) -> SGD:
         sign = -1.0 if group["maximize"] else 1.0
-        numbers = (float(group[key]) for key in ("lr", "momentum", "dampening", "weight_decay"))
-        return SGD(*numbers, group["nesterov"], sign, step)
+        rate, decay = float(group["lr"]), group["weight_decay"]
+        return SGD(rate, group["momentum"], group["dampening"], decay, group["nesterov"], sign, step)
 
     def _names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["momentum"] else ()
