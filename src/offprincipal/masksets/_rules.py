@@ -194,15 +194,24 @@ def size_for(ones: Callable[[int], int], target: int, entries: int) -> int | Non
     """The size of M_low and M_princ at which their safe mask has `target` ones; None where half is still too many.
 
     When both grow by one entry, the safe mask gains or loses at most one. So every number of ones between those of
-    two sizes is met in between, and bisection finds it exactly, though the number does not fall steadily.
+    two sizes is met in between, though the number does not fall steadily: a bracket around the target always holds
+    it. False position after Illinois, every fourth step a bisection: some ten looks where bisection needs 24.
 
     >>> size_for(lambda size: 10 - size, 7, 10)
     3
     """
     low, high = 0, entries // 2
-    if ones(high) > target:
+    over, under = entries - target, ones(high) - target  # how far the ends of the bracket are from the target
+    if under > 0:
         return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if ones(middle) >= target else (low, middle)
-    return high if ones(high) == target else low
+    left, right, turn, side = float(over), float(under), 0, 0  # the same, less for an end that stayed twice
+    while over and under:
+        share = 0.5 if turn % 4 == 3 else left / (left - right)
+        middle = min(max(low + round(share * (high - low)), low + 1), high - 1)
+        found = ones(middle) - target
+        if found >= 0:
+            low, over, left, right, side = middle, found, float(found), right / (2 if side > 0 else 1), 1
+        else:
+            high, under, left, right, side = middle, found, left / (2 if side < 0 else 1), float(found), -1
+        turn += 1
+    return high if over else low
