@@ -194,7 +194,7 @@ def test_flags_are_frozen():
         "mask combine": ["--json", "--out"],
         "mask map-back": ["--base", "--json", "--offline", "--out"],
         "cache": ["--clear", "--json"],
-        "lab run": ["--json", "--out", "--preset", "--seed"],
+        "lab run": ["--intervene", "--json", "--neurons", "--out", "--preset", "--seed"],
         "lab claims": ["--jobs", "--json", "--out", "--seed"],
         "lab arms": ["--arms", "--json", "--lr", "--out", "--preset", "--rank", "--seed", "--seeds"],
     }  # fmt: skip

@@ -1,7 +1,8 @@
 """A run from a changed base beside the untouched run: update masks and updates, as they are and mapped back.
 
 What it is: what two runs share in each matrix, beside what independent masks and magnitude alone would give, and what
-a second untouched run shares. What it is not: the changes (``rewrite``), training (``intervene``), verdicts (``claims``).
+a second untouched run shares. What it is not: the changes (``rewrite``), the training (``intervene``) or a verdict
+(``claims``).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
