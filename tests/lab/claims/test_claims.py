@@ -12,35 +12,40 @@ import torch
 from tests.tiny import CONFIG, save_checkpoint, tiny_weights
 
 from offprincipal.errors import InputError
+from offprincipal.lab import claims
 from offprincipal.lab.claims import judge_claims
 from offprincipal.lab.claims.catalogue import BY_ID, CLAIMS
-from offprincipal.lab.claims.record import NOT_RUN
+from offprincipal.lab.claims.record import NOT_RUN, Record
 from offprincipal.lab.claims.scoreboard import ORDER, markdown
 from offprincipal.lab.claims.verdict import CANNOT_TELL
 
 RUNS = {"sft": 3e-4, "rlvr-1": 6e-5, "rlvr-2": 6e-5}
 FAMILIES = ("math", "code")
+KEPT = ("embed", "norm", "lm_head", "layers.0.self_attn.q", "layers.0.self_attn.o")
 
 
-def make_lab(folder: Path, seed: int = 0, runs: dict[str, float] = RUNS, preset: str = "micro") -> Path:
+def make_lab(
+    folder: Path, seed: int = 0, runs: dict[str, float] = RUNS, preset: str = "micro", words: tuple = KEPT
+) -> Path:
     """A laboratory as ``lab run`` leaves one, without the training."""
     folder.mkdir(parents=True)
     (folder / "lab.json").write_text(json.dumps({"schema_version": 1, "seed": seed, "preset": {"name": preset}}))
     config = CONFIG | {"hidden_size": 32}
-    save_checkpoint(folder / "base", _wide(0.0, 0), config)
+    save_checkpoint(folder / "base", _wide(0.0, 0, words=words), config)
     for number, (run, delta) in enumerate(runs.items()):
-        steps = _wide(delta, 100 * seed + number + 1, torch.float32)
+        steps = _wide(delta, 100 * seed + number + 1, torch.float32, words)
         save_checkpoint(folder / run, {name: weight.bfloat16() for name, weight in steps.items()}, config)
         save_checkpoint(folder / run / "master", steps, config)
         (folder / run / "run.json").write_text(json.dumps(_record(number)))
     return folder
 
 
-def _wide(delta: float, seed: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, torch.Tensor]:
+def _wide(
+    delta: float, seed: int, dtype: torch.dtype = torch.bfloat16, words: tuple = KEPT
+) -> dict[str, torch.Tensor]:
     """Two matrices and the rest of the tiny model: quick."""
     weights = tiny_weights(delta=delta, seed=seed, dtype=dtype)
-    kept = ("embed", "norm", "lm_head", "layers.0.self_attn.q", "layers.0.self_attn.o")
-    return {name: weight for name, weight in weights.items() if any(word in name for word in kept)}
+    return {name: weight for name, weight in weights.items() if any(word in name for word in words)}
 
 
 def _record(number: int) -> dict:
@@ -56,6 +61,24 @@ def judged(tmp_path_factory):
     for seed in range(3):
         make_lab(place / "labs" / f"seed-{seed}", seed)
     return place, judge_claims([place / "labs"], place / "out", command="offprincipal lab claims labs")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_numerics():
+    """Numeric claims have tests of their own: here they are judged once."""
+    kept: dict[str, Record] = {}
+    own = claims._one
+
+    def once(id_, judge, evidence):
+        if id_[0] not in "PGT" or id_ in {"P6", "P7", "P8", "P9", "G6", "G7", "G8"}:
+            return own(id_, judge, evidence)
+        if id_ not in kept:
+            kept[id_] = own(id_, judge, evidence)
+        return kept[id_]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(claims, "_one", once)
+        yield
 
 
 def _by_id(answer: dict) -> dict[str, dict]:

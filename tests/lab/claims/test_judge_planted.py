@@ -14,8 +14,13 @@ from offprincipal.lab.claims.verdict import CANNOT_TELL, EXPLAINED, NOT_SUPPORTE
 from offprincipal.lab.claims.weights import weigh
 from offprincipal.lab.claims.worlds import TRUTHS, World, planted_evidence
 
+QUICK = ("nothing", "off the principal weights", "two runs share lines", "SFT turns subspaces")
 
-@pytest.mark.parametrize("name", TRUTHS)
+
+KINDS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TRUTHS]
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_each_world_is_judged_as_it_was_made(name):
     truth = TRUTHS[name]
     _, found = verdicts((name, 7), seeds=3)
@@ -50,7 +55,7 @@ def test_a_control_that_fails_leaves_the_claim_undecided():
     from dataclasses import replace
 
     claim = CLAIMS["A3"]
-    evidence = planted_evidence(World(), 3, seeds=3)
+    evidence = planted_evidence(World(), 7)
     assert weigh(claim, evidence).verdict == EXPLAINED
     same = (REAL, "nothing, though the control says so")
     blind = weigh(replace(claim, positive=same), evidence)

@@ -33,7 +33,7 @@ def test_a_step_stays_among_weights_of_its_size(world):
     moved = plants.within_magnitude(before, codes.double(), _draw())
     rank = codes.flatten().double().argsort().argsort().reshape(codes.shape)
     order = moved.flatten().argsort().argsort().reshape(codes.shape)
-    assert float((moved - codes).abs().quantile(0.95)) < 30  # of 32,768 codes
+    assert float((moved - codes).abs().quantile(0.95)) < 60  # of 32,768 codes
     assert float((rank - order).abs().double().quantile(0.9)) < 2 * plants.NEIGHBOURS
 
 

@@ -34,13 +34,13 @@ def test_the_bootstrap_variance_is_that_of_resampling():
     generator = np.random.default_rng(0)
     sample = [generator.normal(seed, 1, size=size) for seed, size in enumerate((3, 5, 8, 4))]
     drawn = []
-    for _ in range(40_000):
+    for _ in range(5000):
         seeds = generator.integers(len(sample), size=len(sample))
         drawn.append(np.mean([generator.choice(sample[s], len(sample[s])).mean() for s in seeds]))
     found = estimate(sample)
     assert found.sd is not None
     widened = math.sqrt(len(sample) / (len(sample) - 1)) * np.std(drawn)
-    assert found.sd / math.sqrt(len(sample)) == pytest.approx(widened, rel=0.03)
+    assert found.sd / math.sqrt(len(sample)) == pytest.approx(widened, rel=0.06)
 
 
 def test_one_value_per_seed_is_students_interval():
@@ -103,7 +103,7 @@ def test_a_claim_is_as_good_as_its_worst_effect():
 def test_false_positives_of_the_rule_itself_are_rare_with_few_seeds():
     generator = np.random.default_rng(1)
     said = 0
-    for _ in range(2000):
+    for _ in range(1000):
         sample = [generator.normal(generator.normal(), 1, size=6) for _ in range(3)]
         said += judge(Measured("x", sample, least=0.0)).verdict == SUPPORTED
-    assert said / 2000 < 0.03
+    assert said / 1000 < 0.04

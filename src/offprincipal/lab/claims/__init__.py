@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from offprincipal.fanout import Engine, here
-from offprincipal.lab.claims import beside, bounds, interventions, leash, locality, masks, numerics, spectra, training
+from offprincipal.lab.claims import (
+    beside,
+    bounds,
+    drift,
+    interventions,
+    leash,
+    locality,
+    masks,
+    numerics,
+    spectra,
+    training,
+)
 from offprincipal.lab.claims.catalogue import CLAIMS
 from offprincipal.lab.claims.evidence import gather
 from offprincipal.lab.claims.record import NOT_RUN, NotRun, Record
@@ -23,7 +34,7 @@ from offprincipal.survey import Progress
 
 __all__ = ["judge_claims", "records"]
 
-WEIGHED = (*masks.CLAIMS, *spectra.CLAIMS, *locality.CLAIMS, *leash.CLAIMS)
+WEIGHED = (*masks.CLAIMS, *spectra.CLAIMS, *locality.CLAIMS, *drift.CLAIMS)
 
 
 def judge_claims(

@@ -1,11 +1,11 @@
-"""G1 to G8: is there a leash? Statements about KL and Fisher on small exact models, and the KL of the trained arms.
+"""G1 to G5: is there a leash? Statements about KL, Fisher and clipping on models small enough to be exact.
 
-What it is: G1 to G5 on a softmax policy with two layers or a table, everything exact in float64; G6 to G8 from what
-the arms recorded. What it is not: the gates of a real model (``offprincipal probe``).
+What it is: a softmax policy with two layers, log-linear families and tables, everything in float64. What it is not:
+the KL of trained arms (``drift``), or the gates of a real model (``offprincipal probe``).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -14,21 +14,15 @@ import torch
 from torch import Tensor
 from torch.autograd.functional import hessian, jacobian
 
-from offprincipal.lab.claims.matrix import Roles
 from offprincipal.lab.claims.numerics import failing, record
 from offprincipal.lab.claims.record import Control, Record
-from offprincipal.lab.claims.samples import REAL, Evidence, Row, log_ratio, per_run
-from offprincipal.lab.claims.verdict import Measured, Sample
-from offprincipal.lab.claims.weights import Weighed
+from offprincipal.lab.claims.samples import REAL, Evidence
 from offprincipal.measures.seeds import torch_generator
 
 INSTANCES = 16
 WORDS, HIDDEN, INPUTS = 5, 3, 3
 STEPS = tuple(0.2 * 2.0**-i for i in range(6))
 """Lengths of the step along one direction; below them cancellation in float64 takes over."""
-
-AXIS = 0.0125
-"""Nats per token: where the axis of the paper's Fig. 9 ends, 300 steps on DS-Qwen-1.5B."""
 
 
 class Policy:
@@ -213,104 +207,6 @@ def g5(evidence: Evidence) -> Record:
     return record("G5", holds, why, control, evidence, **shares)
 
 
-def _families(evidence: Evidence, value: Callable[[Row, str], float | None]) -> Sample:
-    """Per seed the values of both task families; seeds whose runs lack a record are left out."""
-    found = []
-    for seed in evidence.seeds:
-        whole = all(run in seed.records for run in (*REAL.rl, *REAL.sft))
-        known = (
-            [value({"records": seed.records, "seed": seed}, family) for family in ("math", "code")] if whole else []
-        )
-        found.append(np.array([each for each in known if each is not None]))
-    return found
-
-
-def token_kl(record_: Mapping[str, Any], family: str) -> float:
-    """KL(arm || base) per token on the arm's answers, nats."""
-    found = record_["kl_arm_to_base"][family]
-    return found["nats"] / found["tokens"] if found["tokens"] else math.nan
-
-
-def _mean_kl(row: Row, family: str) -> float:
-    return float(np.mean([token_kl(row["records"][run], family) for run in REAL.rl]))
-
-
-def g6(evidence: Evidence, roles: Roles) -> tuple[Measured, ...]:
-    """The KL to the base at the end of training without a KL penalty; whether it rises on the way is not recorded."""
-    sample = _families(evidence, lambda row, family: AXIS - _mean_kl(row, family))
-    return (Measured("0.0125 minus KL(RL || base), nats per token, at the end", sample),)
-
-
-def g7(evidence: Evidence, roles: Roles) -> tuple[Measured, ...]:
-    """1 minus mean |D| over the sum of the learning rates; beside it, a walk of as many random signs."""
-    lengths = _lengths(evidence)
-
-    def straight(row: Row) -> float | None:
-        return 1 - row["delta_abs_sum"] / row["counted"] / lengths[0] if lengths and row.get("fine") else None
-
-    def shorter(row: Row) -> float | None:
-        return (
-            (lengths[1] - row["delta_abs_sum"] / row["counted"]) / lengths[0] if lengths and row.get("fine") else None
-        )
-
-    over = {"random signs": per_run(evidence, roles.rl, shorter)}
-    words = "1 minus mean |D| / (steps x learning rate)"
-    return (Measured(words, per_run(evidence, roles.rl, straight), over, (), 0.5),)
-
-
-def _lengths(evidence: Evidence) -> tuple[float, float] | None:
-    """Sum of the learning rates of an RLVR run, and the mean |sum| of the same steps with random signs."""
-    for seed in evidence.seeds:
-        for run in REAL.rl:
-            if run in seed.records:
-                plan = seed.records[run]["settings"]["rlvr"]
-                warm = max(1, plan["steps"] // 10)
-                rates = [plan["learning_rate"] * min(1.0, step / warm) for step in range(plan["steps"])]
-                return sum(rates), math.sqrt(2 / math.pi * sum(rate * rate for rate in rates))
-    return None
-
-
-def g8(evidence: Evidence, roles: Roles) -> tuple[Measured, ...]:
-    """RL's KL to the base is below SFT's, and below it for the same norm (KL goes like the norm squared)."""
-
-    def raw(row: Row, family: str) -> float | None:
-        return log_ratio(token_kl(row["records"]["sft"], family), _mean_kl(row, family))
-
-    def beyond(row: Row, family: str) -> float | None:
-        sizes = log_ratio(_norm_sq(row["seed"].parts, REAL.sft), _norm_sq(row["seed"].parts, REAL.rl))
-        found = raw(row, family)
-        return None if sizes is None or found is None else found - sizes
-
-    over = {"norm": _families(evidence, beyond)}
-    return (Measured("ln(KL of SFT / KL of RL)", _families(evidence, raw), over, ("norm",), math.log(1.25)),)
-
-
-def _norm_sq(parts: Sequence[Row], runs: Sequence[str]) -> float:
-    """||D||^2 over the linear matrices, mean over runs."""
-    sums = [sum(part["rows"][run]["delta_sq"] for part in parts if run in part["rows"]) for run in runs]
-    return sum(sums) / len(sums)
-
-
-def kls(evidence: Evidence) -> Mapping[str, Any]:
-    """KL(arm || base) per token, of each seed, run and family."""
-    return {
-        seed.name: {run: {family: token_kl(seed.records[run], family) for family in ("math", "code")}
-                    for run in (*REAL.rl, *REAL.sft) if run in seed.records}
-        for seed in evidence.seeds
-    }  # fmt: skip
-
-
-def largest(evidence: Evidence) -> Mapping[str, Any]:
-    """Largest |D| of one coordinate over the sum of the learning rates (Adam: about 1 at most, 3.2 in theory)."""
-    lengths = _lengths(evidence)
-    rows = (part["rows"].get(run) for seed in evidence.seeds for part in seed.parts for run in REAL.rl)
-    found = [row["delta_abs_max"] / lengths[0] for row in rows if row and lengths]
-    return {"largest |D| / (steps x learning rate)": max(found, default=None)}
-
-
 def numeric() -> Iterator[tuple[str, Callable[[Evidence], Record]]]:
     """The claims that need no checkpoint."""
     yield from (("G1", g1), ("G2", g2), ("G3", g3), ("G4", g4), ("G5", g5))
-
-
-CLAIMS = (Weighed("G6", g6, numbers=kls), Weighed("G7", g7, numbers=largest), Weighed("G8", g8, numbers=kls))

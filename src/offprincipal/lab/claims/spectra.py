@@ -20,9 +20,9 @@ def angle(row: Row) -> float | None:
     """Mean over sizes k with an open gap of ln(larger of the left and right angles, degrees)."""
     logs = []
     for k in GRID:
-        sides = [row.get(f"angle_{side}_deg_{k}") for side in ("left", "right")]
-        if None not in sides and not row.get(f"angle_meaningless_{k}") and max(sides) > 0:
-            logs.append(math.log(max(sides)))
+        left, right = (row.get(f"angle_{side}_deg_{k}") for side in ("left", "right"))
+        if left is not None and right is not None and not row.get(f"angle_meaningless_{k}") and max(left, right) > 0:
+            logs.append(math.log(max(left, right)))
     return sum(logs) / len(logs) if logs else None
 
 

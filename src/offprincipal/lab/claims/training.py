@@ -54,7 +54,8 @@ def needed(evidence: Evidence, *arms: str) -> list[dict[Unit, Row]]:
 
 def first_folder(evidence: Evidence) -> str:
     """Where a command for one laboratory should go."""
-    return str(evidence.seeds[0].folder) if evidence.seeds else evidence.asked.split(" ")[0]
+    known = [str(seed.folder) for seed in evidence.seeds if seed.folder]
+    return known[0] if known else evidence.asked.split(" ")[0]
 
 
 def better(evidence: Evidence, one: str, other: str) -> Sample:

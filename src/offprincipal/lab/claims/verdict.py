@@ -10,6 +10,7 @@ S / (S - 1) and by Student's factor for S - 1 degrees of freedom. All this is *o
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -208,10 +209,11 @@ def enough(sd: float, least: float) -> int:
     >>> enough(1.0, 1.0), enough(0.0, 1.0)
     (10, 3)
     """
-    for seeds in range(MIN_SEEDS, MOST_SEEDS):
-        if (student((1 + LEVEL) / 2, seeds - 1) + student(POWER, seeds - 1)) * sd <= least * math.sqrt(seeds):
-            return seeds
-    return MOST_SEEDS
+
+    def shows(seeds: int) -> bool:
+        return (student((1 + LEVEL) / 2, seeds - 1) + student(POWER, seeds - 1)) * sd <= least * math.sqrt(seeds)
+
+    return bisect_left(range(MOST_SEEDS), True, lo=MIN_SEEDS, key=shows)
 
 
 @cache
