@@ -1,5 +1,6 @@
 """What two runs share: on planted runs from a rotated and a permuted base, whose answer is known."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -104,11 +105,12 @@ def test_the_table_has_each_touched_kind_and_the_rest(rows: dict[str, list[dict]
     rest = [row["compared"]["as_is"]["jaccard_matched"] for row in known[:14] if row["layer"] == 0]
     assert summary[3]["compared"]["as_is"]["jaccard_matched"] == pytest.approx(sum(rest) / len(rest))
     assert summary[0]["compared"]["other_seed"] == dict.fromkeys(summary[0]["compared"]["as_is"])
-    console = Console(width=160, record=True, quiet=True)
+    printed = io.StringIO()
+    console = Console(width=160, file=printed)
     logits = {word: {"max_relative": 0.25} for word in ("float64", "float32", "rounding", "bfloat16")}
     kept = {"nss_exact": 1e-16, "nss_stored": 1e-3, "verify": logits | {"bfloat16_arithmetic": {"max_relative": 0.5}}}
     print_interventions({"summary": summary, "preserved": {"rotate": kept}}, console)
-    text = console.export_text()
+    text = printed.getvalue()
     for words in (*COMPARED.values(), "block 1, rest", "1.000 (", "cos 1.000", "- (-, -)", "rotate: logits differ by"):
         assert words in text, words
     assert "singular values of the touched matrices by 1.0e-16 before rounding and 1.0e-03 as stored" in text
