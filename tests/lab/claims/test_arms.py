@@ -117,7 +117,12 @@ def test_interventions_are_read_and_judged(tmp_path):
     map_back(moved / "permuted" / "base", moved / "permuted" / "rlvr-1", moved / "permuted" / "mapped" / "rlvr-1")
     read = list(interventions.read(lab, "seed-0"))
     assert [each["name"] for each in read] == ["permuted", "rotated"]
-    rows = {(each["name"], row["tensor"].split(".")[-2]): row for each in read for row in each["matrices"]}
+    rows = {
+        (each["name"], row["tensor"].split(".")[-2]): row
+        for each in read
+        for row in each["matrices"]
+        if ".layers.0." in row["tensor"]
+    }
     assert rows["rotated", "q_proj"]["touched"] is False
     assert rows["rotated", "o_proj"]["touched"] is rows["permuted", "q_proj"]["touched"] is True
     assert rows["permuted", "q_proj"]["nss"] < 1e-12 < rows["rotated", "o_proj"]["nss"] < 2**-9

@@ -52,7 +52,7 @@ def test_controls_do_what_they_say(world):
     seen = plants.seen(delta, _draw())
     assert float(seen.norm()) == pytest.approx(float(delta.norm()))
     assert 0.05 < float((seen != 0).double().mean()) < 0.15
-    turned = plants.turned(delta, base, (16,), _draw())
+    turned = plants.turned(delta, base, (16,))
     assert float(turned.norm()) == pytest.approx(float(delta.norm()))
 
 

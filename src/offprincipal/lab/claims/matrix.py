@@ -66,9 +66,9 @@ class Matrix:
 
 
 def factors_of(before: Tensor) -> geometry.Base:
-    """Factors and level map of a base matrix."""
+    """Factors and level map of a base matrix; one direction beyond the largest subspace, for `plants.turned`."""
     shape = (before.shape[0], before.shape[1])
-    made = spectrum.factorise(before, masks.principal_rank(shape, max(angles.GRID)))
+    made = spectrum.factorise(before, min(masks.principal_rank(shape, max(angles.GRID)) + 1, *shape))
     made = spectrum.Factors(made.values.contiguous(), made.left.contiguous(), made.right.contiguous())
     return geometry.Base(made, levels(before, made))
 
@@ -140,7 +140,7 @@ def _controls(matrix: Matrix, base: geometry.Base, deltas: Mapping[str, Tensor])
         else:
             sizes = angles.grid((matrix.before.shape[0], matrix.before.shape[1])) or (1,)
             found[f"on:{run}"] = plants.aiming(plain, base)
-            found[f"turned:{run}"] = plants.turned(plain, base, sizes, generator)
+            found[f"turned:{run}"] = plants.turned(plain, base, sizes)
         halves = numpy_generator(matrix.seed, matrix.name, "halves")  # the same halves for every run
         found[f"apart:{run}"] = plants.apart(plain, run in matrix.roles.rl, halves)
     return found

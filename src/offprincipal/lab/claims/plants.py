@@ -21,9 +21,6 @@ NEIGHBOURS = 64
 OFF, SMALL, LINES = 0.5, 0.7, 0.5
 """Controls: step kept on principal weights; on those not small; sd of its logarithm over lines and heads."""
 
-TURNED = 4
-"""Singular directions on each side of a boundary that the control `turned` mixes."""
-
 ON = 1.5
 """Control: growth of the step on principal weights."""
 
@@ -98,19 +95,20 @@ def striped(delta: Tensor, axis: int, heads: int, generator: np.random.Generator
     return delta * (scale[:, None] if axis == 0 else scale[None, :])
 
 
-def turned(delta: Tensor, base: Base, sizes: Sequence[int], generator: np.random.Generator) -> Tensor:
-    """Control: an update of the same norm that turns the leading subspace of each size and stretches its spectrum."""
+def turned(delta: Tensor, base: Base, sizes: Sequence[int]) -> Tensor:
+    """Control: an update of the same norm that turns the leading subspace of each size and stretches its spectrum.
+
+    D itself where the matrix has no direction outside.
+    """
     left, right, values = base.factors.left, base.factors.right, base.factors.values
     found = torch.zeros_like(delta)
+    sizes = [k for k in sizes if k < left.shape[1]]
     for k in sizes:
         stretched = (left[:, :k] * values[:k]) @ right[:, :k].T
-        found = found + stretched / stretched.norm()
-        inner, outer = slice(max(k - TURNED, 0), k), slice(k, k + TURNED)
-        for first, second in ((inner, outer), (outer, inner)):
-            part = left[:, first], right[:, second]
-            mixing = torch.from_numpy(generator.standard_normal((part[0].shape[1], part[1].shape[1])))
-            found = found + part[0] @ mixing @ part[1].T / max(float(mixing.norm()), 1e-300)
-    return found * (delta.norm() / found.norm())
+        # the last direction inside and the first outside are mixed, which turns both sides by up to 45 degrees
+        mixed = torch.outer(left[:, k - 1], right[:, k]) + torch.outer(left[:, k], right[:, k - 1])
+        found = found + stretched / stretched.norm() + mixed / mixed.norm()
+    return found * (delta.norm() / found.norm()) if sizes else delta
 
 
 def apart(delta: Tensor, first: bool, generator: np.random.Generator) -> Tensor:

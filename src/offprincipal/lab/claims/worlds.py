@@ -82,7 +82,7 @@ def world_updates(world: World, before: Tensor, base: Base, axis: int, seed: int
     generator = numpy_generator(seed, name, "sft")
     found["sft"] = _steps(steps, before, world, generator) * world.sft_growth
     if world.sft_turns:
-        found["sft"] = turned(found["sft"], base, (16,), generator)
+        found["sft"] = turned(found["sft"], base, (16,))
     if world.sparse:
         found |= {run: seen(found[run], numpy_generator(seed, name, run, "sparse")) for run in REAL.rl}
     if world.apart:
