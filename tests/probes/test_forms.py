@@ -61,6 +61,16 @@ def test_both_forms_equal_the_explicit_matrices(tiny):
         assert float(found.fisher[i]) == pytest.approx(float(v @ fisher @ v), rel=1e-9)
 
 
+def test_a_linear_head_and_any_head_give_the_same(folders, monkeypatch):
+    v = {NAME: torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(4))}
+    model = loaded(folders["base"], derivatives=True)
+    short = forms.curvature(model, padded(TEXTS), v)
+    monkeypatch.setattr(model, "linear_head", False)
+    whole = forms.curvature(model, padded(TEXTS), v)
+    assert torch.allclose(short.fisher, whole.fisher, rtol=1e-5)
+    assert torch.allclose(short.hessian, whole.hessian, rtol=1e-4)
+
+
 def test_directions_through_several_matrices_at_once(tiny):
     other = "model.layers.0.mlp.up_proj.weight"
     both = {
@@ -96,7 +106,7 @@ def test_pieces_and_precision_change_nothing_that_matters(folders, monkeypatch):
     v = {NAME: torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(3))}
     model = loaded(folders["base"], derivatives=True)
     whole = forms.curvature(model, padded(TEXTS), v)
-    monkeypatch.setattr("offprincipal.probes.divergence.BUDGET", 8)  # one position at a time
+    monkeypatch.setattr("offprincipal.probes.divergence.BUDGET", 1)  # one position at a time
     pieces = forms.curvature(model, padded(TEXTS), v)
     assert torch.allclose(whole.fisher, pieces.fisher, rtol=1e-5)
     assert torch.allclose(whole.hessian, pieces.hessian, rtol=1e-4)

@@ -84,7 +84,7 @@ def test_exchanging_the_two_exchanges_the_directions_and_batches_change_nothing(
 
 def test_logits_are_met_a_few_positions_at_a_time(folders, prompts, tmp_path, monkeypatch):
     whole = measure_kl(folders["base"], {"rl": folders["rl"]}, tmp_path / "a", prompts=prompts)
-    monkeypatch.setattr(divergence, "BUDGET", 8 * 29 * 2)  # two positions of this vocabulary
+    monkeypatch.setattr(divergence, "BUDGET", 29 * 2)  # two positions of this vocabulary
     most = []
     original = divergence.divergences
     monkeypatch.setattr("offprincipal.probes.kl.divergences", lambda a, b: most.append(len(a)) or original(a, b))

@@ -39,6 +39,7 @@ def test_body_and_head_are_the_model_padding_or_not(model, family):
     alone = found.module(input_ids=IDS[1:, :3]).logits[0]
     assert torch.allclose(found.logits(hidden[1, :3]), alone, atol=1e-5)
     assert not any(weight.requires_grad for weight in found.parameters())
+    assert found.linear_head == (family != "gemma2")
 
 
 def test_other_weights_can_stand_in_and_leave_no_trace(folders):

@@ -91,7 +91,7 @@ def measure_curvature(
         InputError: a checkpoint or the prompts cannot be used, or nothing changed inside the blocks.
         UsageError: the extra ``hf`` is missing, or the options make no sense.
 
-    Arithmetic: float32 model, sums in float64. Cost: about four forward passes per direction and batch; random
+    Arithmetic: float32 model, sums in float64. Cost: four to ten forward passes per direction and batch; random
     directions are shared by all runs. Memory: the base, the update of each run, one byte per weight for masks, and the
     directions that are differentiated together. Left out: embeddings, head, norms, biases.
     """

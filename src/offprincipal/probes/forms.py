@@ -24,6 +24,9 @@ from offprincipal.probes.divergence import pieces
 from offprincipal.probes.models import Model, Parameters
 from offprincipal.probes.texts import Batch
 
+ARRAYS = 8
+"""Arrays of logits that the forms hold at once, by the budget of `pieces`."""
+
 
 @dataclass(frozen=True)
 class Forms:
@@ -81,8 +84,8 @@ def curvature(model: Model, batch: Batch, directions: Mapping[str, Tensor]) -> F
     hidden, first, second = vmap(twice, out_dims=(None, 0, 0))(dict(directions))  # pyright: ignore[reportArgumentType]
     count, following = len(first), batch.following
     fisher, hessian = torch.zeros(2, count, dtype=torch.float64, device=hidden.device)
-    for piece in pieces(len(at), model.vocabulary * count):
-        u, bend = vmap(partial(_slopes, model, hidden[piece]))(first[:, piece], second[:, piece])
+    for piece in pieces(len(at), ARRAYS * model.vocabulary * count):
+        u, bend = _slopes(model, hidden[piece], first[:, piece], second[:, piece])
         p, u, bend = model.logits(hidden[piece]).double().softmax(-1), u.double(), bend.double()
         spread = _variance(p, u)
         bent = (p * bend).sum(-1) - bend.gather(-1, following[piece].expand(count, -1)[..., None])[..., 0]
@@ -92,7 +95,15 @@ def curvature(model: Model, batch: Batch, directions: Mapping[str, Tensor]) -> F
 
 
 def _slopes(model: Model, hidden: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """First and second derivative of the logits along the path ``hidden + e first + e^2 / 2 second``."""
+    """Derivatives of the logits, [direction, position, vocabulary], along ``hidden + e first + e^2 / 2 second``."""
+    if model.linear_head:  # most are: four products with a large matrix less
+        u, bend = (model.logits(each.flatten(0, 1)).unflatten(0, each.shape[:2]) for each in (first, second))
+        return u, bend
+    return vmap(partial(_slopes_along, model, hidden))(first, second)
+
+
+def _slopes_along(model: Model, hidden: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for one direction and any head."""
     nought, one = hidden.new_zeros(()), hidden.new_ones(())
 
     def path(e: Tensor) -> Tensor:
@@ -123,7 +134,7 @@ def fisher_terms(model: Model, batch: Batch, direction: Parameters) -> tuple[Ten
 
     hidden, moved = slope(body, point, dict(direction))
     exact, empirical = [], []
-    for piece in pieces(len(at), model.vocabulary):
+    for piece in pieces(len(at), ARRAYS * model.vocabulary):
         start, along = (hidden[piece], point), (moved[piece], dict(direction))
         logits, u = slope(lambda at: model.logits(*at), start, along)
         p, u = logits.double().softmax(-1), u.double()

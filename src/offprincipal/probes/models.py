@@ -9,6 +9,7 @@ import importlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,14 @@ class Model(nn.Module):
     def body(self) -> Any:
         """The part from token ids to hidden states; no attribute, or its parameters would have two names."""
         return getattr(self.module, self.module.base_model_prefix)
+
+    @cached_property
+    def linear_head(self) -> bool:
+        """Whether logits are a linear function of hidden states: no cap, no bias. Doubling a float is exact."""
+        weight = self.module.get_output_embeddings().weight
+        hidden = torch.linspace(-3, 3, 2 * weight.shape[1], dtype=weight.dtype, device=weight.device).view(2, -1)
+        with torch.no_grad():
+            return torch.equal(self.logits(2 * hidden), 2 * self.logits(hidden))
 
     def weights(self) -> dict[str, Tensor]:
         """Every parameter by the name that transformers gives it, a tied one once."""
