@@ -23,10 +23,10 @@ demo: setup
 	  rlvr-1=demo/lab/rlvr-1 rlvr-2=demo/lab/rlvr-2 -o demo/compare
 
 test: setup
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto --dist loadfile
 
 test-all: setup
-	$(BIN)/pytest -q -m ""
+	$(BIN)/pytest -q -n auto --dist loadfile -m ""
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -157,14 +157,16 @@ def test_flags_are_frozen():
         ],
         "report": ["--figures"],
         "probe kl": [
-            "--batch", "--device", "--json", "--max-new-tokens", "--out", "--prompts", "--sample", "--sampled-by", "--seed",
+            "--batch", "--device", "--json", "--max-new-tokens", "--out", "--prompts", "--sample", "--sampled-by",
+            "--seed",
         ],
         "probe curvature": [
             "--batches", "--device", "--draws", "--json", "--matrices", "--out", "--prompts", "--rank", "--seed",
         ],
         "probe fisher": ["--batch", "--device", "--halvings", "--json", "--out", "--prompts", "--seed"],
         "adapter init": [
-            "--alpha", "--directions", "--jobs", "--json", "--method", "--no-cache", "--offline", "--out", "--rank", "--rho",
+            "--alpha", "--directions", "--jobs", "--json", "--method", "--no-cache", "--offline", "--out", "--rank",
+            "--rho",
             "--seed", "--target",
         ],
         "adapter export": ["--base", "--init", "--json", "--out", "--rank"],

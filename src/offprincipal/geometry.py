@@ -18,7 +18,8 @@ from torch import Tensor
 from offprincipal.errors import CheckFailed
 from offprincipal.measures import angles, bits, energy, masks, nulls, spectrum
 from offprincipal.measures._slices import tall, widened
-from offprincipal.measures.levels import Levels, abs_on_mask, cross, levels
+from offprincipal.measures.base import Base, base_of
+from offprincipal.measures.levels import Levels, abs_on_mask, cross
 from offprincipal.measures.seeds import numpy_generator
 from offprincipal.measures.spectrum import Factors
 
@@ -26,19 +27,6 @@ SPECTRUM_POINTS = 256
 """Singular value curves keep at most this many points, log-spaced in k (*ours*)."""
 
 Curve = tuple[str, np.ndarray, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Base:
-    """What depends on the base alone, and is worth keeping.
-
-    Attributes:
-        factors: all singular values, leading vectors on both sides.
-        levels: every mask of the report, one byte per weight.
-    """
-
-    factors: Factors
-    levels: Levels
 
 
 class Keep(Protocol):
@@ -120,10 +108,7 @@ def measure(
     rank = masks.principal_rank(shape, max(angles.GRID))
 
     def make() -> Base:
-        made = spectrum.factorise(before, rank, holes=holes, device=device)
-        # in the layout that a cache gives back, so that kept and fresh factors take the same path through products
-        made = Factors(made.values.contiguous(), made.left.contiguous(), made.right.contiguous())
-        return Base(made, levels(before, made))
+        return base_of(before, holes=holes, device=device)
 
     base = make() if factors is None or holes is not None else factors.fetch(before, make)
     same = before.dtype == after.dtype and torch.equal(before, after)

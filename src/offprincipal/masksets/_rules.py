@@ -9,9 +9,8 @@ from torch import Tensor
 
 from offprincipal.errors import InputError, UsageError
 from offprincipal.factors import FactorCache
-from offprincipal.geometry import Base
-from offprincipal.measures import bits, masks, spectrum
-from offprincipal.measures.levels import levels
+from offprincipal.measures import bits, masks
+from offprincipal.measures.base import Base, base_of
 from offprincipal.measures.seeds import torch_generator
 
 KINDS = ("safe", "principal", "nonprincipal", "low", "random", "update")
@@ -144,11 +143,7 @@ def _factored(weight: Tensor, cache: bool, device: str) -> Base:
     holes = masks.nonfinite(weight)
 
     def make() -> Base:
-        rank = masks.principal_rank((weight.shape[0], weight.shape[1]), LARGEST_RANK)
-        found = spectrum.factorise(weight, rank, holes=holes, device=device)
-        # contiguous, as a cache gives them back
-        found = spectrum.Factors(*(part.cpu().contiguous() for part in (found.values, found.left, found.right)))
-        return Base(found, levels(weight, found))
+        return base_of(weight, holes=holes, device=device)
 
     return FactorCache().fetch(weight, make) if cache and holes is None else make()
 

@@ -39,32 +39,46 @@ def unpack_plain(target, low, high, bits, k, shift, packed):
 
 
 @_compiled
-def pack(source, low, high, bits, shift, orders, ones, out):
-    """The allowed ones of ``source[low:high]`` to the front of `out`, which holds 8 more; returns how many.
+def pack(weight, gradient, low, high, bits, shift, orders, ones, held, drawn, one, two, start, count):
+    """The allowed ones of ``weight[low:high]`` and of the gradient to the front of `held` and `drawn`.
 
-    source: uint16 or uint32; low: a multiple of 8; bits: of all of `source`; shift: 16 or 0, to the left; out: uint32.
+    weight, gradient: uint16 or uint32; low: a multiple of 8; bits: of all of `weight`; shift: 16 or 0, to the left;
+    held, drawn: uint32, 8 longer than a block. Meanwhile the packed moments, ``one[start : start + count]`` and
+    `two`, are fetched: there are too many streams for the processor to foresee them.
     """
     k = 0
     whole = (high - low) // 8 if AVX2 else 0
     for b in range(whole):
-        if b % 2 == 0:
-            fetch(source, np.intp(low + 8 * b + BLOCK))  # the next block, while this one is worked on
-        byte = np.intp(bits[np.uintp((low >> 3) + b)])
-        pack8(source, np.intp(low + 8 * b), orders, byte, out, np.intp(k))
+        if b % 2 == 0 and 8 * b < count:
+            if one is not None:
+                fetch(one, np.intp(start + 8 * b))
+            if two is not None:
+                fetch(two, np.intp(start + 8 * b))
+        byte, i = np.intp(bits[np.uintp((low >> 3) + b)]), np.intp(low + 8 * b)
+        pack8(weight, i, orders, byte, held, np.intp(k))
+        pack8(gradient, i, orders, byte, drawn, np.intp(k))
         k += np.intp(ones[byte])
-    return pack_plain(source, low + 8 * whole, high, bits, k, shift, out)
+    pack_plain(weight, low + 8 * whole, high, bits, k, shift, held)
+    pack_plain(gradient, low + 8 * whole, high, bits, k, shift, drawn)
 
 
 @_compiled
-def unpack(target, low, high, bits, shift, orders, ones, packed):
-    """The inverse of `pack`: allowed entries take their value, the others keep their bits."""
+def unpack(weight, gradient, low, high, bits, shift, orders, ones, held):
+    """Allowed entries of ``weight[low:high]`` take the values of `held`, shifted right; the others keep their bits.
+
+    Meanwhile the next block of weights and gradient is fetched.
+    """
     k = 0
     whole = (high - low) // 8 if AVX2 else 0
     for b in range(whole):
+        i = np.intp(low + 8 * b)
+        if b % 2 == 0:
+            fetch(weight, np.intp(i + BLOCK))
+            fetch(gradient, np.intp(i + BLOCK))
         byte = np.intp(bits[np.uintp((low >> 3) + b)])
-        unpack8(target, np.intp(low + 8 * b), orders, byte, packed, np.intp(k))
+        unpack8(weight, i, orders, byte, held, np.intp(k))
         k += np.intp(ones[byte])
-    unpack_plain(target, low + 8 * whole, high, bits, k, shift, packed)
+    unpack_plain(weight, low + 8 * whole, high, bits, k, shift, held)
 
 
 @_compiled
@@ -145,7 +159,7 @@ def _update(w, at, g, one, two, first, count, scratch, c):
     """The arithmetic of whichever rule has that many moments; those in bfloat16 are widened into `scratch`."""
 
 
-@overload(_update, inline="always")
+@overload(_update)
 def _update_by_type(w, at, g, one, two, first, count, scratch, c):
     def descend(w, at, g, one, two, first, count, scratch, c):
         _descend(w, at, g, count, c)
@@ -179,48 +193,11 @@ def _update_by_type(w, at, g, one, two, first, count, scratch, c):
     return short_adamw if short else adamw
 
 
-def _gather(source, low, high, bits, shift, orders, ones, out):
-    """Allowed entries to the front of `out`; all of them where there are no bits."""
-
-
-@overload(_gather, inline="always")
-def _gather_by_type(source, low, high, bits, shift, orders, ones, out):
-    def every(source, low, high, bits, shift, orders, ones, out):
-        _widen(source, low, high - low, shift, out)
-
-    def allowed(source, low, high, bits, shift, orders, ones, out):
-        pack(source, low, high, bits, shift, orders, ones, out)
-
-    return every if isinstance(bits, types.NoneType) else allowed
-
-
-def _scatter(target, low, high, bits, shift, orders, ones, packed):
-    """The inverse of `_gather`."""
-
-
-@overload(_scatter, inline="always")
-def _scatter_by_type(target, low, high, bits, shift, orders, ones, packed):
-    def every(target, low, high, bits, shift, orders, ones, packed):
-        _narrow(packed, low, high - low, shift, target)
-
-    def allowed(target, low, high, bits, shift, orders, ones, packed):
-        unpack(target, low, high, bits, shift, orders, ones, packed)
-
-    return every if isinstance(bits, types.NoneType) else allowed
-
-
-@_compiled
-def _ask(packed, first, count):
-    """Fetch packed values before they are used: there are too many streams for the processor to foresee them."""
-    for i in range(0, count, 16):
-        fetch(packed, np.intp(first + i))
-
-
 @_compiled
 def blocks(weight, gradient, bits, starts, one, two, master, c, shift, noise, orders, ones, first, last):
     """Blocks ``first .. last`` of one parameter; None stands for what it does not have.
 
-    Offsets instead of slices: numba counts the references of a slice, with the bus locked, thirty times a block.
+    Offsets instead of slices, few calls: numba counts references with the bus locked, for each array handed on.
     """
     held, drawn, scratch = np.empty(BLOCK + 8, u32), np.empty(BLOCK + 8, u32), np.empty((2, BLOCK), u32)
     w, g = held.view(f32), drawn.view(f32)
@@ -232,13 +209,12 @@ def blocks(weight, gradient, bits, starts, one, two, master, c, shift, noise, or
         count = stop - start
         if count == 0:
             continue
-        if one is not None:
-            _ask(one, start, count)
-        if two is not None:
-            _ask(two, start, count)
-        _gather(gradient, low, high, bits, shift, orders, ones, drawn)
+        if bits is None:
+            _widen(weight, low, count, shift, held)
+            _widen(gradient, low, count, shift, drawn)
+        else:
+            pack(weight, gradient, low, high, bits, shift, orders, ones, held, drawn, one, two, start, count)
         if master is None:
-            _gather(weight, low, high, bits, shift, orders, ones, held)
             _update(w, 0, g, one, two, start, count, scratch, c)
         else:
             _update(master, start, g, one, two, start, count, scratch, c)
@@ -248,4 +224,7 @@ def blocks(weight, gradient, bits, starts, one, two, master, c, shift, noise, or
             round_at_random(held, count, np.int64(noise[0]) + start, u32(noise[1]), u32(noise[2]))
         elif shift:
             round_to_even(held, count)
-        _scatter(weight, low, high, bits, shift, orders, ones, held)
+        if bits is None:
+            _narrow(held, low, count, shift, weight)
+        else:
+            unpack(weight, gradient, low, high, bits, shift, orders, ones, held)

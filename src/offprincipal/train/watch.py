@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from offprincipal.factors import FactorCache
-from offprincipal.geometry import Base
-from offprincipal.measures import angles, bits, energy, masks, spectrum
-from offprincipal.measures.levels import levels
+from offprincipal.measures import bits, energy, masks, spectrum
+from offprincipal.measures.base import Base, base_of
 from offprincipal.measures.seeds import numpy_generator
 from offprincipal.measures.spectrum import Factors
 from offprincipal.names import locate
@@ -164,10 +163,7 @@ class Watch:
         """The base's factors, under the key and in the layout in which a comparison keeps them."""
 
         def make() -> Base:
-            keep = masks.principal_rank((before.shape[0], before.shape[1]), max(angles.GRID))
-            made = spectrum.factorise(before, keep, device=device)
-            made = Factors(made.values.contiguous(), made.left.contiguous(), made.right.contiguous())
-            return Base(made, levels(before, made))
+            return base_of(before, device=device)
 
         return (self._cache.fetch(before, make) if self._cache else make()).factors
 

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from offprincipal.errors import InputError, UsageError
 from offprincipal.factors import FactorCache
-from offprincipal.geometry import Base
 from offprincipal.measurement import content_hash
 from offprincipal.measures import angles, masks, spectrum
-from offprincipal.measures.levels import levels
+from offprincipal.measures.base import base_of
 from offprincipal.measures.seeds import torch_generator
 from offprincipal.measures.spectrum import Factors
 from offprincipal.rows import one_thread
@@ -164,10 +163,4 @@ def leading(weight: Tensor, count: int, cache: bool) -> Factors:
     keep = masks.principal_rank((weight.shape[0], weight.shape[1]), max(angles.GRID))
     if count > keep or not cache:
         return spectrum.factorise(weight, max(count, keep))
-
-    def make() -> Base:
-        made = spectrum.factorise(weight, keep)
-        made = Factors(made.values.contiguous(), made.left.contiguous(), made.right.contiguous())
-        return Base(made, levels(weight, made))
-
-    return FactorCache().fetch(weight, make).factors
+    return FactorCache().fetch(weight, lambda: base_of(weight)).factors
