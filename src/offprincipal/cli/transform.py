@@ -40,7 +40,8 @@ def torch_dtype(name: str | None) -> Any:
     import torch
 
     names = (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
-    return dict(zip(DTYPES, names, strict=True))[name] if name else None
+    by_name: dict[str, torch.dtype] = dict(zip(DTYPES, names, strict=True))
+    return by_name[name] if name else None
 
 
 OUT = click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder of the new checkpoint.")
