@@ -21,7 +21,7 @@ from offprincipal.lab.claims.samples import (
     rl_pairs,
 )
 from offprincipal.lab.claims.verdict import Measured, Sample, estimate
-from offprincipal.lab.claims.weights import NOTHING, Weighed, planted
+from offprincipal.lab.claims.weights import ANYWHERE, NOTHING, Weighed, planted
 
 ATTENTION = ("q", "k", "v", "o")
 JACCARD = 0.01
@@ -183,7 +183,7 @@ CLAIMS = (
     Weighed("P6", p6, planted("even", "the runs' own steps at shuffled places, rounded"), SEEN),
     Weighed("P7", p7, planted("null", "the runs' own steps, shuffled among weights of the same size"), SEEN, shares),
     Weighed("P8", p8, planted("gauss", "Gaussian steps of equal norm"), SEEN, shares),
-    Weighed("P9", p9, OFF, NOTHING, jaccards),
+    Weighed("P9", p9, OFF, ANYWHERE, jaccards),
     Weighed("S1", s1, (Roles(REAL.like("seen").rl, REAL.sft), SEEN[1]),
             (Roles(REAL.rl[:1], REAL.rl[1:]), "one RLVR run against another"), shares),
     Weighed("L1", l1, OFF, NOTHING, jaccards),

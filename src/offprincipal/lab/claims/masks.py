@@ -10,7 +10,7 @@ from typing import Any
 from offprincipal.lab.claims.matrix import Roles
 from offprincipal.lab.claims.samples import REAL, Evidence, Row, cross_pairs, per_pair, per_run
 from offprincipal.lab.claims.verdict import Measured, Sample
-from offprincipal.lab.claims.weights import NOTHING, Weighed, planted
+from offprincipal.lab.claims.weights import ANYWHERE, NOTHING, Weighed, planted
 
 POINTS = 0.005
 """Least difference of an overlap share that counts (*ours*): half a point."""
@@ -139,7 +139,7 @@ OFF = planted("off", "steps halved on principal weights, smaller on large ones, 
 
 CLAIMS = (
     Weighed("A1", a1, OFF, NOTHING, sweep),
-    Weighed("A2", a2, OFF, NOTHING),
+    Weighed("A2", a2, OFF, ANYWHERE),
     Weighed("A3", a3, OFF, NOTHING),
     Weighed("A4", a4, planted("on", "SFT steps half as large again on principal weights"), NOTHING),
     Weighed("A5", a5, OFF, NOTHING, sweep),

@@ -122,7 +122,7 @@ def _nulls_of(run: str, roles: Roles) -> tuple[str, ...]:
     prefix, _, plain = run.rpartition(":")
     if prefix in ("", "null", "off"):
         return ("even", "blank", "gauss") if plain in roles.rl else ("gauss",)
-    return ("gauss",) if prefix == "turned" else ()
+    return {"turned": ("gauss",), "plain": ("even",)}.get(prefix, ())
 
 
 def _controls(matrix: Matrix, base: geometry.Base, deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -134,6 +134,7 @@ def _controls(matrix: Matrix, base: geometry.Base, deltas: Mapping[str, Tensor])
         found[f"null:{run}"] = plants.within_magnitude(matrix.before, deltas[run], generator)
         if run in matrix.roles.rl:
             lines = numpy_generator(matrix.seed, matrix.name, "lines")  # the same lines in every run
+            found[f"plain:{run}"] = plain
             found[f"off:{run}"] = plants.avoiding(plain, base)
             found[f"striped:{run}"] = plants.striped(plain, matrix.axis, matrix.heads, lines)
             found[f"seen:{run}"] = plants.seen(plain, generator)
@@ -149,7 +150,7 @@ def _controls(matrix: Matrix, base: geometry.Base, deltas: Mapping[str, Tensor])
 def _groups(roles: Roles, moved: Mapping[str, Tensor]) -> dict[tuple[str, str], bool]:
     """Pairs of runs whose masks are compared, likewise of controls and nulls; true where stripes are asked as well."""
     wanted = {}
-    for prefix in ("", "null", "off", "striped", "apart", "even", "even:null", "even:off"):
+    for prefix in ("", "null", "plain", "off", "striped", "apart", "even", "even:null", "even:plain", "even:off"):
         made = roles.like(prefix) if prefix else roles
         stripes = prefix in ("", "null", "striped")
         wanted |= {(a, b): stripes for i, a in enumerate(made.rl) for b in made.rl[i + 1 :]}

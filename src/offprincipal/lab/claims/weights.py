@@ -55,6 +55,8 @@ def planted(prefix: str, what: str) -> tuple[Roles, str]:
 
 
 NOTHING = planted("null", "the runs' own steps, shuffled among weights of the same size")
+ANYWHERE = planted("plain", "the runs' own steps at shuffled places")
+"""For effects that steps which depend on the size of the weight would show as well."""
 
 
 def weigh(claim: Weighed, evidence: Evidence) -> Record:
