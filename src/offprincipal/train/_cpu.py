@@ -18,6 +18,9 @@ from offprincipal.train._loops import blocks
 from offprincipal.train._region import BLOCK
 from offprincipal.train._rules import Task
 
+SHARES = 8
+"""Shares for each thread: a thread that is held up leaves its later shares to the others."""
+
 SERIAL = 1 << 16
 """Entries below which one thread does the whole step: starting another costs more."""
 
@@ -63,7 +66,7 @@ def step(tasks: list[Task]) -> None:
     works = [_work(task) for task in tasks]
     total = sum(work.cost for work in works)
     threads = torch.get_num_threads() if total > 7 * SERIAL else 1
-    shares = list(_shares(works, total, threads))
+    shares = list(_shares(works, total, SHARES * threads if threads > 1 else 1))
     if threads == 1:
         _do(shares[0])
         return
@@ -77,9 +80,9 @@ def _do(share: list[tuple[_Work, int, int]]) -> None:
         loop(*work.arguments, first, last)
 
 
-def _shares(works: list[_Work], total: int, threads: int) -> Iterator[list[tuple[_Work, int, int]]]:
-    """Runs of blocks for each thread, in order; the cost of a block is taken as its parameter's mean."""
-    edges = [total * i // threads for i in range(1, threads)]
+def _shares(works: list[_Work], total: int, count: int) -> Iterator[list[tuple[_Work, int, int]]]:
+    """So many runs of blocks, in order; the cost of a block is taken as its parameter's mean."""
+    edges = [total * i // count for i in range(1, count)]
     share: list[tuple[_Work, int, int]] = []
     spent = 0
     for work in works:

@@ -194,6 +194,16 @@ def _update_by_type(w, at, g, one, two, first, count, scratch, c):
 
 
 @_compiled
+def _ask(left, right, first, count):
+    """Fetch two runs before they are used; None stands for what there is not."""
+    for i in range(0, count, 16):
+        if left is not None:
+            fetch(left, np.intp(first + i))
+        if right is not None:
+            fetch(right, np.intp(first + i))
+
+
+@_compiled
 def blocks(weight, gradient, bits, starts, one, two, master, c, shift, noise, orders, ones, first, last):
     """Blocks ``first .. last`` of one parameter; None stands for what it does not have.
 
@@ -210,6 +220,7 @@ def blocks(weight, gradient, bits, starts, one, two, master, c, shift, noise, or
         if count == 0:
             continue
         if bits is None:
+            _ask(one, two, low, count)
             _widen(weight, low, count, shift, held)
             _widen(gradient, low, count, shift, drawn)
         else:
@@ -225,6 +236,7 @@ def blocks(weight, gradient, bits, starts, one, two, master, c, shift, noise, or
         elif shift:
             round_to_even(held, count)
         if bits is None:
+            _ask(weight, gradient, low + BLOCK, count)
             _narrow(held, low, count, shift, weight)
         else:
             unpack(weight, gradient, low, high, bits, shift, orders, ones, held)
