@@ -37,6 +37,11 @@ check: setup
 bench: setup
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/geometry.py
+	$(BIN)/python benchmarks/transform.py
+	$(BIN)/python benchmarks/probes.py
+	$(BIN)/python benchmarks/masks.py
+	$(BIN)/python benchmarks/masked_adamw.py
 
 clean:
 	rm -rf .venv demo out
