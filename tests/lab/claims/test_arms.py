@@ -185,3 +185,13 @@ def test_a_trajectory_beside_a_laboratory(tmp_path):
     found = dict(beside.CLAIMS)["L4"](Evidence(tuple(seeds)))
     assert found.verdict == SUPPORTED
     assert np.isclose(found.judged[0].estimate.mean, 0.95)
+
+
+def test_public_pairs_are_in_the_registry():
+    import tomllib
+    from importlib import resources
+
+    text = resources.files("offprincipal").joinpath("registry.toml").read_text()
+    names = {entry["name"] for entry in tomllib.loads(text)["entry"]}
+    for _, entry in beside.LACKING.values():
+        assert entry == "--list" or entry.split(" ")[0] in names, entry

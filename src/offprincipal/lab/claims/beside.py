@@ -21,15 +21,15 @@ from offprincipal.lab.claims.verdict import Measured, Sample
 from offprincipal.lab.claims.weights import judged_record
 
 LACKING = {
-    "S1 public": ("the fifteen public pairs of Table 1", "--list"),
-    "S2": ("ProRL and ProRL-v2 beside shorter runs", "--list"),
-    "S3": ("recent public checkpoints", "--list"),
-    "L6": ("runs of other model families", "--list"),
-    "L7": ("runs with other data and RL algorithms; the laboratory has one of each", "--list"),
-    "D4": ("UniReason-14B, SFT and RL matched in accuracy", "--list"),
-    "X1": ("tool-use checkpoints of Table 3", "--list"),
-    "X2": ("preference-trained checkpoints of Table 3", "--list"),
-    "X3": ("UloRL-A3B, a mixture of experts", "--list"),
+    "S1 public": ("the public pairs of Table 1, one after another", "--list"),
+    "S2": ("ProRL and ProRL-v2 beside shorter runs", "prorl -o out/prorl"),
+    "S3": ("recent public checkpoints", "deepscaler -o out/deepscaler"),
+    "L6": ("RL runs of other model families", "deepseek-math -o out/deepseek-math"),
+    "L7": ("runs with other data and RL algorithms; the laboratory has one of each", "five-runs -o out/five-runs"),
+    "D4": ("UniReason-14B, SFT and RL matched in accuracy", "unireason-rl -o out/unireason-rl"),
+    "X1": ("tool-use checkpoints of Table 3", "skyrl-web -o out/skyrl-web"),
+    "X2": ("preference-trained checkpoints of Table 3", "llama3-preference -o out/llama3-preference"),
+    "X3": ("UloRL-A3B, a mixture of experts", "ulorl -o out/ulorl"),
 }
 """Claims that need public checkpoints: what the laboratory lacks, and what to ask of ``reproduce``."""
 
