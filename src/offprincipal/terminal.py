@@ -64,7 +64,10 @@ def _lines(what: str) -> Callable[[int, int, str], None]:
     return tell
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None) -> Table:
+def titled_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None
+) -> Table:
+    """A table of this product: a bold title, the first column to the left, numbers to the right."""
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", title_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
@@ -118,7 +121,7 @@ def _changed_table(runs: Sequence[Mapping[str, Any]]) -> Table:
         "|D| / |W0|",
         "changed / counted",
     )
-    return _table("What changed", columns, rows)
+    return titled_table("What changed", columns, rows)
 
 
 def _overlap_table(runs: Sequence[Mapping[str, Any]], mask: str, title: str) -> Table:
@@ -127,7 +130,7 @@ def _overlap_table(runs: Sequence[Mapping[str, Any]], mask: str, title: str) -> 
         [
             run["label"],
             *(percent(run.get(key)) for key in (name, f"{name}_chance", f"{name}_rounding", f"{name}_matched")),
-            _interval(run, name),
+            excess_interval(run, name),
             short(run.get(f"{name}_excess_z")),
         ]
         for run in runs
@@ -139,10 +142,11 @@ def _overlap_table(runs: Sequence[Mapping[str, Any]], mask: str, title: str) -> 
         if mask == "low"
         else None
     )
-    return _table(f"Changes that fall into {title}", columns, rows, caption)
+    return titled_table(f"Changes that fall into {title}", columns, rows, caption)
 
 
-def _interval(run: Mapping[str, Any], name: str) -> str:
+def excess_interval(run: Mapping[str, Any], name: str) -> str:
+    """The excess of an overlap over its magnitude null in points, with its interval; a dash where there is none."""
     low, high = run.get(f"{name}_excess_low"), run.get(f"{name}_excess_high")
     if run.get(f"{name}_excess") is None:
         return "-"
@@ -166,14 +170,16 @@ def _geometry_table(runs: Sequence[Mapping[str, Any]]) -> Table:
         "energy lift",
         "largest angle, degrees",
     )
-    return _table("Spectrum and subspaces", columns, rows, "energy lift and kappa_spec are 1 for isotropic noise")
+    return titled_table(
+        "Spectrum and subspaces", columns, rows, "energy lift and kappa_spec are 1 for isotropic noise"
+    )
 
 
 def _consensus_table(consensus: Mapping[str, Any]) -> Table:
     keys = ("jaccard", "jaccard_bernoulli", "jaccard_matched", "excess_z")
     rows = [[f"{pair['a']}, {pair['b']}", *(short(pair[key]) for key in keys)] for pair in consensus["pairs"]]
     columns = ("runs", "Jaccard", "independent masks", "magnitude null", "z over magnitude")
-    return _table("Which weights several runs changed alike (mean over linear matrices)", columns, rows)
+    return titled_table("Which weights several runs changed alike (mean over linear matrices)", columns, rows)
 
 
 def _group_table(label: str, by: str, groups: Sequence[Mapping[str, Any]]) -> Table:
@@ -189,7 +195,15 @@ def _group_table(label: str, by: str, groups: Sequence[Mapping[str, Any]]) -> Ta
             keys = (f"overlap_{mask}", f"overlap_{mask}_rounding", f"overlap_{mask}_matched")
             cells += [percent(group.get(key)) for key in keys] if mask in has else []
         rows.append(cells)
-    return _table(f"{label}, by {by}", columns, rows)
+    return titled_table(f"{label}, by {by}", columns, rows)
+
+
+def print_section(section: Mapping[str, Any], console: Console) -> None:
+    """What the report shows of a probe or a forecast: its sentences, then its tables."""
+    for words in section["sentences"]:
+        console.print(words, style="dim")
+    for found in section["tables"]:
+        console.print(titled_table(found["title"], found["columns"], found["rows"], found.get("note") or None))
 
 
 def print_description(description: Mapping[str, Any], console: Console, limit: int | None) -> None:
@@ -209,14 +223,14 @@ def print_description(description: Mapping[str, Any], console: Console, limit: i
             [name, *(f"{total[part]:,}" for part in ("tensors", "parameters", "nbytes"))]
             for name, total in description[key].items()
         ]
-        console.print(_table(title, (title.removeprefix("by "), "tensors", "parameters", "bytes"), rows))
+        console.print(titled_table(title, (title.removeprefix("by "), "tensors", "parameters", "bytes"), rows))
     shown = description["rows"][:limit]
     rows = [
         [row["name"], "-" if row["layer"] is None else str(row["layer"]), row["kind"], row["dtype"],
          " x ".join(map(str, row["shape"])), f"{row['nbytes']:,}"]
         for row in shown
     ]  # fmt: skip
-    console.print(_table("tensors", ("name", "layer", "kind", "dtype", "shape", "bytes"), rows))
+    console.print(titled_table("tensors", ("name", "layer", "kind", "dtype", "shape", "bytes"), rows))
     rest = len(description["rows"]) - len(shown)
     if rest:
         console.print(f"... and {rest} more; --all or --json shows them")
@@ -224,7 +238,7 @@ def print_description(description: Mapping[str, Any], console: Console, limit: i
 
 def print_cost(ref: str, lines: Sequence[tuple[str, str]], console: Console) -> None:
     """What ``inspect --plan`` shows: one line per number, estimates said to be estimates."""
-    table = _table(
+    table = titled_table(
         f"comparing a tune with {ref}, estimated from headers", ("what", "how much"), [list(x) for x in lines]
     )
     table.columns[1].justify = "left"

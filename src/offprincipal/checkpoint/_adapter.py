@@ -186,10 +186,10 @@ def _low_rank(
             f"the factors {shapes} of {module!r} do not fit its weight {list(weight.shape)}",
             "give the base that the adapter was trained on",
         )
-    return LowRank(a, b, _scaling(module, a.info.shape[0], config, asked), transposed, magnitude)
+    return LowRank(a, b, scaling(module, a.info.shape[0], config, asked), transposed, magnitude)
 
 
-def _scaling(module: str, rank: int, config: Mapping[str, Any], asked: str) -> float:
+def scaling(module: str, rank: int, config: Mapping[str, Any], asked: str) -> float:
     """Alpha / rank, or alpha / sqrt(rank) with rsLoRA, where the patterns may set alpha and rank for a module."""
     name = re.sub(r"^base_model\.model\.", "", module)
     alpha = _pattern(config.get("alpha_pattern"), name, config.get("lora_alpha"), asked)

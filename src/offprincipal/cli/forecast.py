@@ -63,20 +63,11 @@ def _save(found: "Forecast", out: Path) -> None:
 
 
 def _print(found: "Forecast") -> None:
-    from rich.table import Table
+    from offprincipal.terminal import print_section
 
     section, console = found.summary["section"], terminal()
     console.print(section["title"], style="bold")
-    for sentence in section["sentences"]:
-        console.print(sentence)
-    for each in section["tables"]:
-        table = Table(title=each["title"], title_justify="left", title_style="bold", caption=each["note"] or None,
-                      caption_justify="left")  # fmt: skip
-        for index, column in enumerate(each["columns"]):
-            table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
-        for row in each["rows"]:
-            table.add_row(*row)
-        console.print(table)
+    print_section(section, console)
     left = found.summary["left_out"]
     missed = [item for item in left if not item.get("harmless")]
     if missed:

@@ -128,7 +128,7 @@ def consensus(
 ) -> None:
     """Keep the weights that at least so many of several masks hold, and say how many chance would give."""
     from offprincipal import masksets
-    from offprincipal.terminal import _table, progress_bar
+    from offprincipal.terminal import progress_bar, titled_table
 
     with progress_bar("weights") as progress:
         made, times = masksets.consensus(masks, min_agree, out, base=base, offline=offline, progress=progress)
@@ -137,7 +137,7 @@ def consensus(
         columns = ("held by", *(names[key] for key in times))
         lines = zip(*times.values(), strict=True)
         rows = [[str(t), *(f"{count:,.0f}" for count in line)] for t, line in enumerate(lines)]
-        terminal().print(_table("How many of the masks hold a weight", columns, rows))
+        terminal().print(titled_table("How many of the masks hold a weight", columns, rows))
     _tell(made, json_, **times)
 
 
@@ -175,8 +175,7 @@ def map_back(masks: Path, transformed: Path, base: str | None, out: Path, offlin
     Not through a rotation: carry the run back (transform map-back), then build the update mask of the result.
     """
     from offprincipal import masksets
-    from offprincipal.rewrite import Transform
-    from offprincipal.rewrite._transform import read_record
+    from offprincipal.rewrite import Transform, read_record
     from offprincipal.terminal import progress_bar
 
     transform = Transform.load(transformed)
@@ -205,7 +204,7 @@ def _tell(masks: Any, json_: bool, tensors: bool = False, **more: Any) -> None:
 
 
 def _print_set(header: Mapping[str, Any], groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    from offprincipal.terminal import _table, percent
+    from offprincipal.terminal import percent, titled_table
 
     console, rule = terminal(), header["rule"]
     words = ", ".join(f"{key} {_word(value)}" for key, value in rule.items() if key != "kind" and value is not False)
@@ -220,7 +219,7 @@ def _print_set(header: Mapping[str, Any], groups: Mapping[str, Sequence[Mapping[
              f"{group['weights']:,}", f"{group['ones']:,}", percent(group["density"], 2)]
             for group in found
         ]  # fmt: skip
-        console.print(_table(f"by {title}", (title, "matrices", "weights", "ones", "density"), rows))
+        console.print(titled_table(f"by {title}", (title, "matrices", "weights", "ones", "density"), rows))
     for kind, left in header["left_out"].items():
         console.print(f"no mask: {left['tensors']:,} {kind}, {left['weights']:,} weights")
 
@@ -233,20 +232,22 @@ def _word(value: Any) -> str:
 
 
 def _print_overlap(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], matched: bool) -> None:
-    from offprincipal.terminal import _interval, _table, percent, short
+    from offprincipal.terminal import excess_interval, percent, short, titled_table
 
     console = terminal()
     keys = ["overlap", "overlap_chance", *(["overlap_rounding", "overlap_matched"] if matched else [])]
     names = ["B in A", "chance", *(["rounding null", "magnitude null", "excess, points", "z"] if matched else [])]
     cells = [percent(summary[key]) for key in keys]
-    cells += [_interval(summary, "overlap"), short(summary["overlap_excess_z"])] if matched else []
+    cells += [excess_interval(summary, "overlap"), short(summary["overlap_excess_z"])] if matched else []
     title = f"Share of B that lies in A, mean over {summary['matrices']} matrices"
-    console.print(_table(title, (*names, "lift"), [[*cells, short(summary["lift"])]]))
+    console.print(titled_table(title, (*names, "lift"), [[*cells, short(summary["lift"])]]))
     keys = ["jaccard", "jaccard_bernoulli", *(["jaccard_matched"] if matched else [])]
     names = ["Jaccard", "independent masks", *(["magnitude null"] if matched else [])]
-    console.print(_table("Weights in both over weights in either", names, [[short(summary[key]) for key in keys]]))
+    console.print(
+        titled_table("Weights in both over weights in either", names, [[short(summary[key]) for key in keys]])
+    )
     columns = ["matrix", "A", "B", "B in A", "chance", *(["magnitude null", "z"] if matched else []), "Jaccard"]
-    console.print(_table("by matrix", columns, [_overlap_line(each, matched) for each in rows[:LISTED]]))
+    console.print(titled_table("by matrix", columns, [_overlap_line(each, matched) for each in rows[:LISTED]]))
     if len(rows) > LISTED:
         console.print(f"... and {len(rows) - LISTED} more; --json shows them")
 

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def probe_fisher(**options: Any) -> None:
 
 def _run(measure: Callable[..., dict[str, Any]], options: dict[str, Any]) -> None:
     from offprincipal.probes.models import need_extra
-    from offprincipal.terminal import notes, progress_bar
+    from offprincipal.terminal import notes, print_section, progress_bar
 
     need_extra()
     base, out, json_ = (options.pop(name) for name in ("base", "out", "json_"))
@@ -101,24 +101,7 @@ def _run(measure: Callable[..., dict[str, Any]], options: dict[str, Any]) -> Non
     if json_:
         as_json(found)
     else:
-        _print(found["section"])
+        print_section(found["section"], terminal())
     notes.print(f"results: {out / ('probe-' + found['probe'] + '.json')}")
     if (out / "summary.json").is_file():
         notes.print(f"the report of this comparison can show it: offprincipal report {out}")
-
-
-def _print(section: Mapping[str, Any]) -> None:
-    """What the report shows of a probe, as tables."""
-    from rich.table import Table
-
-    console = terminal()
-    for words in section["sentences"]:
-        console.print(words, style="dim")
-    for found in section["tables"]:
-        table = Table(title=found["title"], title_justify="left", title_style="bold", caption=found.get("note"),
-                      caption_justify="left")  # fmt: skip
-        for index, column in enumerate(found["columns"]):
-            table.add_column(column, justify="left" if index == 0 else "right")
-        for row in found["rows"]:
-            table.add_row(*row)
-        console.print(table)

@@ -214,13 +214,10 @@ def _written(
 
 def _print_proof(found: dict[str, Any]) -> None:
     """One line for each comparison of logits."""
-    from rich.table import Table
-
     from offprincipal.cli.answers import terminal
+    from offprincipal.terminal import titled_table
 
-    table = Table(title=f"Logits on {found['tokens']} random tokens", title_justify="left", title_style="bold")
-    for column in ("compared", "largest difference", "relative", "same argmax"):
-        table.add_column(column, justify="left" if column == "compared" else "right", no_wrap=True)
+    rows = []
     for key, words in (
         ("float64", "base, transform before rounding: float64"),
         ("float32", "base, transform before rounding: float32"),
@@ -230,5 +227,6 @@ def _print_proof(found: dict[str, Any]) -> None:
     ):
         each = found[key]
         same = f"{100 * each['argmax_agreement']:.1f} %"
-        table.add_row(words, f"{each['max_abs']:.3g}", f"{each['max_relative']:.3g}", same)
-    terminal().print(table)
+        rows.append([words, f"{each['max_abs']:.3g}", f"{each['max_relative']:.3g}", same])
+    columns = ("compared", "largest difference", "relative", "same argmax")
+    terminal().print(titled_table(f"Logits on {found['tokens']} random tokens", columns, rows))

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from offprincipal.checkpoint import Checkpoint, Source, open_checkpoint
-from offprincipal.checkpoint._source import read_whole
+from offprincipal.checkpoint import Checkpoint, Source, open_checkpoint, read_whole
 from offprincipal.errors import InputError
 from offprincipal.fanout import Engine, here
 from offprincipal.masksets._draft import Draft, Made, described, made

@@ -9,11 +9,16 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from offprincipal.checkpoint import Source, TensorInfo
-from offprincipal.checkpoint._folder import Folder
-from offprincipal.checkpoint._header import parse_json, read_header
-from offprincipal.checkpoint._listing import read_tensors
-from offprincipal.checkpoint._source import Stored, read_whole
+from offprincipal.checkpoint import (
+    Folder,
+    Source,
+    Stored,
+    TensorInfo,
+    parse_json,
+    read_header,
+    read_tensors,
+    read_whole,
+)
 from offprincipal.errors import InputError
 from offprincipal.masksets._encoding import unpack
 from offprincipal.measurement import content_hash

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from offprincipal.checkpoint._source import columns_of, rows_of
+from offprincipal.checkpoint import columns_of, rows_of
 from offprincipal.names import Cut
 
 

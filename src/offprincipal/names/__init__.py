@@ -11,6 +11,7 @@ from offprincipal.names._layouts import Cut, Heads, cuts, heads_of
 
 __all__ = [
     "FAMILIES",
+    "WRAPPERS",
     "Cut",
     "Family",
     "Piece",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from offprincipal.checkpoint._source import HUB_SCHEME
+from offprincipal.checkpoint import HUB_SCHEME
 from offprincipal.errors import InputError
 from offprincipal.measurement import Task
 from offprincipal.store import explained, write_file

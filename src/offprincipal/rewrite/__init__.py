@@ -20,11 +20,11 @@ from offprincipal.errors import UsageError
 from offprincipal.rewrite._plan import permutation, rotation
 from offprincipal.rewrite._residual import residual_rotation
 from offprincipal.rewrite._run import Choices, edit_pair, keep_function, undo_transform
-from offprincipal.rewrite._transform import Transform
+from offprincipal.rewrite._transform import Transform, read_record
 
 __all__ = [
-    "Choices", "Transform", "keep_rank", "map_back", "permute", "restore_spectrum", "rotate", "rotate_residual",
-    "round_weights", "scale", "swap_spectrum",
+    "Choices", "Transform", "keep_rank", "map_back", "permute", "read_record", "restore_spectrum", "rotate",
+    "rotate_residual", "round_weights", "scale", "swap_spectrum",
 ]  # fmt: skip
 
 Ref = str | Path

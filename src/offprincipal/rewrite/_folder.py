@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCard
 
-from offprincipal.checkpoint import Checkpoint, open_checkpoint
-from offprincipal.checkpoint._folder import Folder
-from offprincipal.checkpoint._listing import Listing
+from offprincipal.checkpoint import Checkpoint, Folder, Listing, open_checkpoint
 from offprincipal.errors import InputError
 from offprincipal.rewrite._transform import RECORD
 from offprincipal.store import write_file

@@ -10,8 +10,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from offprincipal.checkpoint import Source
-from offprincipal.checkpoint._source import columns_of, read_whole
+from offprincipal.checkpoint import Source, columns_of, read_whole
 from offprincipal.measurement import content_hash
 from offprincipal.names import Cut, Piece
 from offprincipal.rotations import round_to

@@ -1,6 +1,7 @@
 """What the masked optimizers share: what may move, packed state, saving and loading. The rules are in ``masked``."""
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -29,7 +30,7 @@ class _Place:
     region: Region | None
 
 
-class MaskedOptimizer(Optimizer):
+class MaskedOptimizer(Optimizer, ABC):
     """Abstract; `MaskedAdamW` and `MaskedSGD` give the rule of a step, the names of its state, and its step size."""
 
     def __init__(
@@ -64,14 +65,14 @@ class MaskedOptimizer(Optimizer):
             )
         self._warn()
 
-    def _rule(self, group: dict[str, Any], step: int) -> _rules.AdamW | _rules.SGD:
-        raise NotImplementedError
+    @abstractmethod
+    def _rule(self, group: dict[str, Any], step: int) -> _rules.AdamW | _rules.SGD: ...
 
-    def _names(self, group: dict[str, Any]) -> tuple[str, ...]:
-        raise NotImplementedError
+    @abstractmethod
+    def _names(self, group: dict[str, Any]) -> tuple[str, ...]: ...
 
-    def _step_size(self, group: dict[str, Any]) -> float | None:
-        raise NotImplementedError
+    @abstractmethod
+    def _step_size(self, group: dict[str, Any]) -> float | None: ...
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; the masks of the new parameters are packed here, one at a time."""

@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from offprincipal.checkpoint import Checkpoint
-from offprincipal.checkpoint._adapter import Adapted
-from offprincipal.checkpoint._source import read_whole
+from offprincipal.checkpoint import Adapted, Checkpoint, read_whole
 from offprincipal.fanout import Engine, here
 from offprincipal.measurement import content_hash
 from offprincipal.measures import masks

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from offprincipal.checkpoint._source import read_whole
+from offprincipal.checkpoint import read_whole
 from offprincipal.errors import InputError, UsageError
 from offprincipal.survey import Progress
 from offprincipal.train.adapters import _folder

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offprincipal.checkpoint import Checkpoint
-from offprincipal.checkpoint._adapter import _scaling, check_adapter
-from offprincipal.checkpoint._header import read_header
-from offprincipal.checkpoint._source import Stored
+from offprincipal.checkpoint import Checkpoint, Stored, check_adapter, read_header, scaling
 from offprincipal.errors import InputError
 from offprincipal.store import write_file
 
@@ -105,7 +102,7 @@ def _factor(module: str, found: Mapping[str, Stored], config: Mapping[str, Any],
     if len(a.info.shape) != 2 or len(b.info.shape) != 2 or a.info.shape[0] != b.info.shape[1]:
         shapes = f"{list(b.info.shape)} x {list(a.info.shape)}"
         raise InputError(asked, f"the factors {shapes} of {module!r} do not fit", "fetch or save the adapter again")
-    return Factor(a, b, _scaling(PREFIX + module, a.info.shape[0], config, asked))
+    return Factor(a, b, scaling(PREFIX + module, a.info.shape[0], config, asked))
 
 
 def _json(file: Path, asked: str) -> dict[str, Any]:

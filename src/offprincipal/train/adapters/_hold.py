@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from offprincipal.errors import CheckFailed, InputError, UsageError
-from offprincipal.names._families import WRAPPERS
+from offprincipal.names import WRAPPERS
 from offprincipal.train.adapters._folder import NOTE, PREFIX, SUBSPACES, WEIGHTS, open_adapter
 from offprincipal.train.adapters._recipe import DOUBLED
 

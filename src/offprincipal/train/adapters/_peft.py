@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offprincipal.checkpoint import Checkpoint
-from offprincipal.checkpoint._source import read_whole
+from offprincipal.checkpoint import Checkpoint, read_whole
 from offprincipal.errors import InputError, UsageError
 from offprincipal.measures.seeds import torch_generator
 from offprincipal.train.adapters._drift import Drift, MergeDrift

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from offprincipal.checkpoint import Checkpoint, Source, TensorInfo
-from offprincipal.checkpoint._source import read_whole
+from offprincipal.checkpoint import Checkpoint, Source, TensorInfo, read_whole
 from offprincipal.errors import InputError, UsageError
 from offprincipal.fanout import processes
 from offprincipal.names import Piece, canonical, family_of, locate

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from offprincipal.checkpoint import Checkpoint, open_checkpoint
-from offprincipal.checkpoint._source import read_whole
+from offprincipal.checkpoint import Checkpoint, open_checkpoint, read_whole
 from offprincipal.errors import CheckFailed, InputError, UsageError
 from offprincipal.fanout import Engine, here
 from offprincipal.survey import Progress
