@@ -1,6 +1,7 @@
 """Arms of the laboratory in its mini world: folders, records, resuming, refusals, and what was trained."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,41 @@ def test_finished_arms_are_kept_and_the_same_seed_gives_the_same_bytes(finished:
     assert not told
     (lab / "arms" / "safe/lr-0.0001/seed-0").rename(lab / "moved")
     again = run_arms(lab, "mini", rank=2, progress=lambda stage, done, total: told.append(stage))
-    assert set(told) == {"safe/lr-0.0001/seed-0"}
+    assert set(told) == {"safe/lr-0.0001/seed-0", "arms"}
     place = lab / "arms" / "safe/lr-0.0001/seed-0" / "model.safetensors"
     assert place.read_bytes() == (lab / "moved" / "model.safetensors").read_bytes()
     assert len(again.records) == len(ARMS)
     with pytest.raises(InputError, match=r"it was made with other settings \(alpha 4.0, rank 2\); give"):
         run_arms(lab, "mini", rank=3)
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_same_bytes(finished: arms.ArmsRun, lab: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    shutil.copytree(lab, tmp_path / "lab", ignore=shutil.ignore_patterns("lr-*", "masks"))
+    arms_ = ["dense", "random-2", "dora"]
+    many = run_arms(tmp_path / "lab", "mini", arms=arms_, rank=2, jobs=2, progress=lambda *each: told.append(each))
+    assert told == [("arms", 1, 3), ("arms", 2, 3), ("arms", 3, 3)]
+    assert len(many.records) == 3
+    one = run_arms(lab, "mini", arms=["random-2"], rank=2)
+    for arm in arms_:
+        place = next((lab / "arms" / arm).glob("*/seed-0")).relative_to(lab)
+        ours, theirs = (folder / place / "master" / "model.safetensors" for folder in (lab, tmp_path / "lab"))
+        assert ours.read_bytes() == theirs.read_bytes()
+    random, second = (MaskSet.open(lab / "masks" / arm) for arm in ("random", "random-2"))
+    assert all(random.ones(name) == second.ones(name) for name in random.names)
+    assert any(not torch.equal(random[name], second[name]) for name in random.names)
+    assert "random-2" in {row["arm"] for row in one.ranking}
+
+
+@pytest.mark.slow
+def test_what_happens_on_the_way_is_recorded(finished: arms.ArmsRun) -> None:
+    for record in finished.records:
+        path = record["path"]
+        assert [look["step"] for look in path["kl_base_to_arm"]] == [1, 2, 3]
+        assert path["kl_base_to_arm"][-1]["nats"] > 0
+        assert len(path["reward"]) == len(path["grad_norm"]) == 3
+        assert all(0 <= reward <= 1 for reward in path["reward"])
 
 
 @pytest.mark.slow
@@ -139,6 +169,7 @@ def test_an_adapter_that_moves_the_base_at_once_and_a_wrong_merge_are_caught(
         ({"seeds": []}, "no arm or no seed was given"),
         ({"learning_rates": [2.0]}, "between 0 and 1"),
         ({"rank": 0}, "the rank is 0; give 1 or more"),
+        ({"jobs": 0}, "0 jobs were asked for; give 1 or more"),
         ({"preset": "huge"}, "there is no preset 'huge'"),
     ],
 )

@@ -79,12 +79,14 @@ def _list(kind: type) -> Any:
 @click.option("--lr", "learning_rates", default="", callback=_list(float), help="Learning rates to try with each arm.")
 @click.option("--seeds", default="0", show_default=True, callback=_list(int), help="Seeds of the runs.")
 @click.option("--rank", default=8, show_default=True, help="Of the adapters.")
+@click.option("-j", "--jobs", default=1, show_default=True, help="Worker processes, one run and one thread each.")
 @click.option("--json", "json_", is_flag=True, help="Print the ranking as JSON on stdout.")
 def lab_arms(out: Path, json_: bool, arms: tuple[str, ...], **options: Any) -> None:
     """RLVR from one base, by other rules about which weights may move: dense, masked, adapters. Safe to run again.
 
     Arms: dense; linear, safe, principal, nonprincipal, low, random (masks); lora, dora, pissa, milora, geora, rlpo,
-    rlmo, off-principal (adapters). Each is checked to have trained what it says, and fails (exit 1) if it has not.
+    rlmo, off-principal (adapters); only if named random-2 to random-5, other draws of random. Each is checked to have
+    trained what it says, and fails (exit 1) if it has not.
     """
     from offprincipal.lab.arms import run_arms
     from offprincipal.lab.kinds import ARMS

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from offprincipal.errors import UsageError
 from offprincipal.lab.quiet import stage_seed
+from offprincipal.lab.sampling import sample, score
 from offprincipal.lab.settings import Preset
 from offprincipal.lab.tasks import FAMILIES, make_item, verify
 from offprincipal.lab.world import END, PAD, load_arm
@@ -19,7 +20,7 @@ from offprincipal.lab.world import END, PAD, load_arm
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-AT_ONCE = 512  # sequences in one batch
+AT_ONCE = 512  # answers sampled together
 PROMPT_WIDTH = 16  # tokens to which prompts are padded, on the left; the longest has 13
 PARTS = ("validation", "test")
 """Two halves of the held-out problems: settings are chosen on one, results told on the other."""
@@ -81,40 +82,33 @@ def answer(
     was.
     """
     problems = held_out(family, preset.judged_prompts, data_seed=data_seed, part=part)
-    prompts = [prompt for prompt in problems for _ in range(preset.judged_samples)]
+    end = tokenizer.get_vocab()[END]
     with torch.random.fork_rng():
         torch.manual_seed(stage_seed(data_seed, f"answers to {family}"))
-        batches = [prompts[at : at + AT_ONCE] for at in range(0, len(prompts), AT_ONCE)]
-        ids = torch.cat([_generate(model, tokenizer, batch, preset.max_new_tokens) for batch in batches])
-    seen = ids != tokenizer.get_vocab()[PAD]
-    written = seen.clone()
-    written[:, :PROMPT_WIDTH] = False
-    end = tokenizer.get_vocab()[END]
+        asked = tokenizer(problems).input_ids
+        step = max(1, AT_ONCE // preset.judged_samples)
+        batches = [asked[at : at + step] for at in range(0, len(asked), step)]
+        size = preset.judged_samples, preset.max_new_tokens, end
+        answers = [answer for batch in batches for answer in sample(model, batch, *size)]
+    prompts = [prompt for prompt in problems for _ in range(preset.judged_samples)]
     right = right_broken = 0
-    for prompt, row, mask in zip(prompts, ids, written, strict=True):
-        *text, last = row[mask].tolist()
+    for prompt, (*text, last) in zip(prompts, answers, strict=True):
         completion = " ".join(tokenizer.convert_ids_to_tokens(text))
         right += last == end and verify(prompt, completion)
         right_broken += last == end and verify(prompt, completion, broken=True)
+    repeated = [ids for ids in asked for _ in range(preset.judged_samples)]
+    ids, seen = _padded(repeated, answers, preset.max_new_tokens, tokenizer.get_vocab()[PAD])
+    written = seen.clone()
+    written[:, :PROMPT_WIDTH] = False
     return Answers(ids, seen, written, len(prompts), right, right_broken)
 
 
-def _generate(
-    model: "Qwen3ForCausalLM", tokenizer: "PreTrainedTokenizerFast", prompts: list[str], max_new_tokens: int
-) -> Tensor:
-    """Prompts and sampled answers [answers, PROMPT_WIDTH + max_new_tokens] on the CPU."""
-    inputs = tokenizer(prompts, padding="max_length", max_length=PROMPT_WIDTH, return_tensors="pt").to(model.device)
-    pad = tokenizer.get_vocab()[PAD]
-    ids = model.generate(  # pyright: ignore[reportAttributeAccessIssue]  # transformers hides it behind a mixin
-        input_ids=inputs.input_ids,
-        attention_mask=inputs.attention_mask,
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=max_new_tokens,
-    ).cpu()
-    return torch.nn.functional.pad(ids, (0, PROMPT_WIDTH + max_new_tokens - ids.shape[1]), value=pad)
+def _padded(prompts: list[list[int]], answers: list[list[int]], longest: int, pad: int) -> tuple[Tensor, Tensor]:
+    """Prompts and answers in one tensor [answers, PROMPT_WIDTH + longest], and where it is text."""
+    ids = torch.full((len(answers), PROMPT_WIDTH + longest), pad)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        ids[row, PROMPT_WIDTH - len(prompt) : PROMPT_WIDTH + len(answer)] = torch.tensor([*prompt, *answer])
+    return ids, ids != pad
 
 
 @torch.no_grad()
@@ -127,22 +121,24 @@ def token_kl(left: "Qwen3ForCausalLM", right: "Qwen3ForCausalLM", answers: Answe
     """
     total = 0.0
     for at in range(0, len(answers.ids), AT_ONCE):
-        part = slice(at, at + AT_ONCE)
-        scored = answers.written[part, 1:]
-        log_p, log_q = (
-            _logits(model, answers.ids[part], answers.seen[part])[scored].double().log_softmax(-1)
-            for model in (left, right)
-        )
+        part = first_answers(answers, AT_ONCE, at)
+        log_p, log_q = (log_probabilities(model, part) for model in (left, right))
         total += float((log_p.exp() * (log_p - log_q)).sum())
     return total, int(answers.written.sum())
 
 
-def _logits(model: "Qwen3ForCausalLM", ids: Tensor, seen: Tensor) -> Tensor:
-    """What the model expects at each token but the first [answers, tokens - 1, vocabulary], on the CPU."""
-    positions = (seen.long().cumsum(-1) - 1).clamp(min=0)
-    inputs = (each.to(model.device) for each in (ids, seen.long(), positions))
-    names = ("input_ids", "attention_mask", "position_ids")
-    return model(**dict(zip(names, inputs, strict=True))).logits[:, :-1].float().cpu()
+def first_answers(answers: Answers, count: int, at: int = 0) -> Answers:
+    """So many of the answers; their counts of right ones are left as they are."""
+    rows = slice(at, at + count)
+    return replace(answers, ids=answers.ids[rows], seen=answers.seen[rows], written=answers.written[rows])
+
+
+@torch.no_grad()
+def log_probabilities(model: "Qwen3ForCausalLM", answers: Answers) -> Tensor:
+    """What the model gives every word before each written token [tokens, vocabulary], in float64 on the CPU."""
+    longest = answers.ids.shape[1] - PROMPT_WIDTH
+    logits = score(model, answers.ids.to(model.device), answers.seen.to(model.device), longest)
+    return logits.float().cpu()[answers.written[:, PROMPT_WIDTH:]].double().log_softmax(-1)
 
 
 def compare_arms(

@@ -27,6 +27,9 @@ ADAPTERS = ("lora", "dora", "pissa", "milora", "geora", "rlpo", "rlmo", "off-pri
 
 ARMS = ("dense", *MASKS, *ADAPTERS)
 
+DRAWS = {f"random-{number}": number - 1 for number in range(2, 6)}
+"""Four more draws of the mask of ``random`` and their seeds: how much the draw itself decides."""
+
 BEGINS = {
     "rlpo": (0.99, 1.0),
     "pissa": (0.99, 1.0),
@@ -71,7 +74,7 @@ def train_arm(arm: str, model: "Qwen3ForCausalLM", task: Task) -> Finished:
     Raises:
         CheckFailed: something moved that the arm does not train, nothing moved, or an adapter is not of its kind.
     """
-    if arm in MASKS:
+    if arm in MASKS or arm in DRAWS:
         return _masked(arm, model, task)
     if arm in ADAPTERS:
         return _adapter(arm, model, task)
@@ -84,17 +87,26 @@ def train_arm(arm: str, model: "Qwen3ForCausalLM", task: Task) -> Finished:
 def _masked(arm: str, model: "Qwen3ForCausalLM", task: Task) -> Finished:
     from offprincipal.train.trl import SparseGRPOTrainer
 
-    masks = _mask_set(arm, task.lab)
+    masks = mask_set(arm, task.lab)
+    assert masks is not None  # of an arm of `MASKS`
     trainer: Any = task.run(model, trainer_class=partial(SparseGRPOTrainer, masks=masks))
     seen: Trained = trainer.trained
     return Finished(model, seen.allowed, trainer, {"seen": vars(seen), "density": masks.density()})
 
 
-def _mask_set(arm: str, lab: Path) -> MaskSet:
-    """The mask set of this arm, made once beside the base: one that is there is taken if it is of this base."""
-    like = _mask_set("safe", lab) if arm == "random" else None
-    kind, alpha = ("low", 1.0) if arm == "linear" else (arm, None)
-    return build_masks(lab / "base", lab / "masks" / arm, kind, alpha=alpha, like=like, engine=fanout.here)
+def mask_set(arm: str, lab: Path) -> MaskSet | None:
+    """The mask set of this arm, made once beside the base: one that is there is taken if it is of this base.
+
+    None for an arm without a mask.
+    """
+    if arm not in MASKS and arm not in DRAWS:
+        return None
+    rule: dict[str, Any] = {"kind": arm}
+    if arm == "linear":
+        rule = {"kind": "low", "alpha": 1.0}
+    if arm == "random" or arm in DRAWS:
+        rule = {"kind": "random", "like": mask_set("safe", lab), "seed": DRAWS.get(arm)}
+    return build_masks(lab / "base", lab / "masks" / arm, engine=fanout.here, **rule)
 
 
 def _adapter(arm: str, model: "Qwen3ForCausalLM", task: Task) -> Finished:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from offprincipal.lab.quiet import common_arguments, scratch, train
+from offprincipal.lab.sampling import lighten, rollouts
 from offprincipal.lab.settings import Preset, Rollouts
 from offprincipal.lab.tasks import make_items, verify
 from offprincipal.lab.world import END
@@ -81,17 +82,20 @@ def run_grpo(
     from datasets import Dataset
     from trl.trainer.grpo_trainer import GRPOTrainer
 
-    items = make_items(_rollouts(preset.rlvr) * preset.rlvr.prompts, seed=data_seed, split=split)
+    plan, end = preset.rlvr, tokenizer.get_vocab()[END]
+    items = make_items(_rollouts(plan) * plan.prompts, seed=data_seed, split=split)
     rows = Dataset.from_dict({"prompt": [item.prompt for item in items]})
     with scratch() as folder:
         trainer = (trainer_class or GRPOTrainer)(
             model,
             _reward(tokenizer),
-            _arguments(preset, folder, seed, learning_rate or preset.rlvr.learning_rate),
+            _arguments(preset, folder, seed, learning_rate or plan.learning_rate),
             train_dataset=rows,
             processing_class=tokenizer,
             callbacks=list(callbacks),
+            rollout_func=rollouts(tokenizer, plan.samples, preset.max_new_tokens, end),
         )
+        lighten(trainer)
         if attach:
             attach(trainer)
         train(trainer, arm, progress)
@@ -134,5 +138,6 @@ def _arguments(preset: Preset, folder: str, seed: int, learning_rate: float) -> 
         learning_rate=learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=max(1, plan.steps // 10),
-        **common_arguments(seed, cpu=preset.device == "cpu", autocast=preset.autocast),
+        **common_arguments(seed, cpu=preset.device == "cpu", autocast=preset.autocast)
+        | {"logging_strategy": "steps", "logging_steps": 1},
     )
