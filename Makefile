@@ -19,6 +19,7 @@ setup: .venv/ready
 
 demo: setup
 	$(BIN)/offprincipal lab run --preset tiny -o demo/lab
+	$(BIN)/offprincipal lab claims demo/lab -o demo/compare
 	$(BIN)/offprincipal compare demo/lab/base sft=demo/lab/sft sft-off=demo/lab/sft-off \
 	  rlvr-1=demo/lab/rlvr-1 rlvr-2=demo/lab/rlvr-2 -o demo/compare
 

@@ -53,7 +53,8 @@ def scoreboard(directory: Path) -> tuple[Scoreboard | None, list[str]]:
             return None, [f"{FILE} is not shown: it has schema version {found['schema_version']}."]
         claims = tuple(_claim(record) for record in found["records"])
         counts = ", ".join(f"{number} {verdict}" for verdict, number in found["counts"].items() if number)
-        summary = f"{len(claims)} claims over {len(found['laboratories'])} laboratories: {counts}."
+        labs = len(found["laboratories"])
+        summary = f"{len(claims)} claims over {labs} {'laboratory' if labs == 1 else 'laboratories'}: {counts}."
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         return None, [f"{FILE} is not shown: it cannot be read ({type(problem).__name__})."]
     return Scoreboard(summary, claims), []
