@@ -36,7 +36,7 @@ def test_the_page_has_a_section_when_claims_lie_beside_it(tmp_path):
     page = draw(folder).read_text()
     assert 'id="claims"' in page
     assert "RL avoids &lt;principal&gt; weights" in page
-    assert "1 claims over 1 laboratories: 1 cannot tell." in page
+    assert "1 claims over 1 laboratory: 1 cannot tell." in page
     (folder / "claims.json").write_text("{")
     words = parts(read(folder))["words"]
     assert words["claims"] is None
