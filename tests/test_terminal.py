@@ -34,3 +34,13 @@ def test_progress_without_a_terminal_is_a_line_per_tenth(capsys):
         for done in range(101):
             tell(done, 100, "x")
     assert len(capsys.readouterr().err.splitlines()) == 11
+
+
+def test_layers_are_left_to_the_report_when_they_would_fill_the_screen(checkpoint, monkeypatch):
+    result = compare(checkpoint("base"), {"rl": checkpoint("rl", delta=3e-5)})
+    assert "rl, by layer" in printed(result)
+    monkeypatch.setattr("offprincipal.terminal.LAYER_LINES", 1)
+    text = printed(result)
+    assert "rl, by kind" in text
+    assert "rl, by layer" not in text
+    assert "see report.html" in text

@@ -76,8 +76,12 @@ def titled_table(
     return table
 
 
+LAYER_LINES = 48
+"""Tables by layer are printed while all runs together have at most so many lines (*ours*; the report has them all)."""
+
+
 def print_comparison(summary: Mapping[str, Any], rows: pa.Table, console: Console) -> None:
-    """The summary of a comparison: runs, then overlap with its nulls, then kinds and layers of each run."""
+    """The summary of a comparison: runs, then overlap with its nulls, then kinds and, if they are few, layers."""
     runs = summary["runs"]
     console.print(_changed_table(runs))
     for mask, title in (
@@ -90,10 +94,14 @@ def print_comparison(summary: Mapping[str, Any], rows: pa.Table, console: Consol
         console.print(_geometry_table(runs))
     if summary.get("consensus"):
         console.print(_consensus_table(summary["consensus"]))
-    for run in runs:
-        own = tables.pick(rows, "run", run["label"])
-        for by in ("kind", "layer"):
-            console.print(_group_table(run["label"], by, tables.grouped(own, by)))
+    layers = {run["label"]: tables.grouped(tables.pick(rows, "run", run["label"]), "layer") for run in runs}
+    few = sum(map(len, layers.values())) <= LAYER_LINES
+    for label, by_layer in layers.items():
+        console.print(_group_table(label, "kind", tables.grouped(tables.pick(rows, "run", label), "kind")))
+        if few:
+            console.print(_group_table(label, "layer", by_layer))
+    if not few:
+        console.print("by layer: too many lines for a screen; see report.html or tensors.parquet")
     left = [run for run in runs if run["unpaired_count"]]
     for run in left:
         console.print(f"{run['label']}: {run['unpaired_count']} tensors or parts not compared; see unpaired.json")
