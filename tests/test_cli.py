@@ -197,8 +197,8 @@ def test_flags_are_frozen():
         "mask map-back": ["--base", "--json", "--offline", "--out"],
         "cache": ["--clear", "--json"],
         "lab run": ["--intervene", "--json", "--neurons", "--out", "--preset", "--seed"],
-        "lab claims": ["--jobs", "--json", "--out", "--seed"],
-        "lab arms": ["--arms", "--json", "--lr", "--out", "--preset", "--rank", "--seed", "--seeds"],
+        "lab claims": ["--jobs", "--json", "--out", "--publish", "--seed"],
+        "lab arms": ["--arms", "--jobs", "--json", "--lr", "--out", "--preset", "--rank", "--seed", "--seeds"],
     }  # fmt: skip
 
 

@@ -172,6 +172,21 @@ class TestProcesses:
         parent.communicate()
         wait_until(lambda: not any(map(alive, family)), 10)
 
+    def test_a_killed_parent_ends_children_in_the_middle_of_an_item(self, work, tmp_path):
+        script = tmp_path / "killed.py"
+        script.write_text(
+            f"import sys; sys.path.insert(0, {HERE!r})\n"
+            "import fanout_work\nfrom offprincipal.fanout import processes\n"
+            "if __name__ == '__main__':\n"
+            f"    list(processes(fanout_work.sleep_with_pid, [{str(tmp_path)!r}] * 2, 2))\n"
+        )
+        parent = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL, start_new_session=True)
+        children = lambda: [int(f.name) for f in tmp_path.iterdir() if f.name.isdigit()]  # noqa: E731
+        wait_until(lambda: len(children()) == 2, 40)
+        parent.kill()
+        parent.wait()
+        wait_until(lambda: not any(map(alive, children())), 10)
+
 
 @pytest.fixture(scope="module")
 def cluster():

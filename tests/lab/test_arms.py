@@ -13,6 +13,7 @@ from offprincipal.errors import CheckFailed, InputError, UsageError
 from offprincipal.lab import arms, kinds
 from offprincipal.lab.arms import Cell, run_arms
 from offprincipal.lab.kinds import ADAPTERS, ARMS, MASKS
+from offprincipal.lab.travel import KEYS, study
 from offprincipal.masksets import MaskSet
 
 
@@ -49,6 +50,22 @@ def test_every_arm_is_a_folder_with_its_record_and_stands_in_the_table(finished:
             assert set(record[part]) == {"accuracy_before", "accuracy_after", "kl_base_to_arm", "kl_arm_to_base"}
             assert record[part]["accuracy_before"] == finished.records[0][part]["accuracy_before"]
     assert len({record["stage_seed"] for record in finished.records}) == 1  # arms differ in nothing but their rule
+
+
+@pytest.mark.slow
+def test_the_study_weighs_each_arm_at_its_best_rate(finished: arms.ArmsRun, lab: Path, tmp_path: Path) -> None:
+    found = study([lab], tmp_path)
+    assert found is not None
+    assert (found["seed"], found["settings"]) == (0, {"preset": "mini", "rank": 2})
+    assert len(found["points"]) == len(found["arms"]) == len(ARMS)
+    for row in found["arms"]:
+        assert row["travel"]["relative_delta_norm"] > 0
+        assert set(row["travel"]) <= set(KEYS)
+    off = next(row for row in found["arms"] if row["arm"] == "off-principal")
+    assert off["travel"]["energy_principal_lift"] < 1e-6
+    shutil.copytree(lab / "base", tmp_path / "bare" / "base")
+    shutil.copy(lab / "lab.json", tmp_path / "bare")
+    assert study([tmp_path / "bare"], tmp_path) is None
 
 
 @pytest.mark.slow

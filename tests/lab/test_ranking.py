@@ -3,9 +3,10 @@
 import io
 from typing import Any
 
+import pytest
 from rich.console import Console
 
-from offprincipal.lab.ranking import print_ranking, rank_arms
+from offprincipal.lab.ranking import against, collapse, print_ranking, rank_arms, told
 
 
 def record(arm: str, rate: float, seed: int, validation: int, test: int) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def test_arms_are_ranked_by_validation_and_test_decides_nothing() -> None:
 
 def test_the_table_shows_gain_range_and_cost() -> None:
     page = io.StringIO()
-    print_ranking(rank_arms(RECORDS), Console(file=page, width=140))
+    print_ranking(rank_arms(RECORDS), Console(file=page, width=190))
     for words in (
         "lora *",
         "safe *",
@@ -55,3 +56,34 @@ def test_the_table_shows_gain_range_and_cost() -> None:
         "[range over seeds]",
     ):
         assert words in page.getvalue(), page.getvalue()
+
+
+def test_an_arm_is_held_against_dense_at_its_best_rate_seed_by_seed() -> None:
+    dense = [record("dense", 1e-4, seed, 80, right) for seed, right in enumerate((80, 81, 79))]
+    worse = [record("low", 1e-4, seed, 70, right) for seed, right in enumerate((70, 71, 69))]
+    same = [record("safe", 1e-4, seed, 75, right) for seed, right in enumerate((81, 80, 79))]
+    rows = {row["arm"]: row for row in rank_arms([*dense, *worse, *same])}
+    assert rows["dense"]["against"] == {}
+    assert (rows["low"]["against"]["dense"]["says"], rows["safe"]["against"]["dense"]["says"]) == (
+        "worse",
+        "no difference",
+    )
+    assert rows["low"]["against"]["dense"]["mean"] == pytest.approx(-0.1)
+    found = against(worse, dense[:2])
+    assert (found["says"], found["seeds"]) == ("too few seeds", 2)
+    assert against(dense, worse)["says"] == "better"
+    assert told(against(worse, [])).endswith("too few seeds")
+
+
+@pytest.mark.parametrize(
+    ("rewards", "step"),
+    [
+        ([0.4] * 60, None),
+        ([0.4] * 20 + [0.0] * 20, 23),
+        ([0.4] * 10 + [0.0] * 9 + [0.4] * 20, None),
+        ([0.0] * 8, 1),
+        ([], None),
+    ],
+)
+def test_a_collapse_is_the_step_after_which_the_reward_stays_low(rewards: list[float], step: int | None) -> None:
+    assert collapse(record("dense", 1e-4, 0, 50, 50) | {"path": {"reward": rewards}}) == step

@@ -108,8 +108,11 @@ def lab_arms(out: Path, json_: bool, arms: tuple[str, ...], **options: Any) -> N
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the scoreboard; default: DIR/claims.")
 @click.option("--seed", default=0, show_default=True, help="Of the nulls and controls.")
 @click.option("-j", "--jobs", type=int, help="Worker processes; default: one per core.")
+@click.option("--publish", type=click.Path(path_type=Path), help="Also write page, data and figures into this folder.")
 @click.option("--json", "json_", is_flag=True, help="Print claims.json on stdout.")
-def lab_claims(directories: tuple[Path, ...], out: Path | None, seed: int, jobs: int | None, json_: bool) -> None:
+def lab_claims(
+    directories: tuple[Path, ...], out: Path | None, seed: int, jobs: int | None, publish: Path | None, json_: bool
+) -> None:
     """Judge the paper's claims on laboratories, one seed each: every number beside its null and its controls.
 
     DIR is what lab run left, or a folder of several. Writes claims.json and claims.md. Safe to stop and run again.
@@ -129,3 +132,17 @@ def lab_claims(directories: tuple[Path, ...], out: Path | None, seed: int, jobs:
     else:
         print_scoreboard(answer, terminal())
     notes.print(f"claims: {target / 'claims.md'}")
+    if publish:
+        _publish(answer, directories, target, publish, engine)
+        notes.print(f"study: {publish / 'README.md'}")
+
+
+def _publish(answer: dict[str, Any], directories: tuple[Path, ...], target: Path, out: Path, engine: Any) -> None:
+    """The study as a folder, without the folders of this machine."""
+    from offprincipal.lab.claims.scoreboard import markdown
+    from offprincipal.lab.travel import study
+    from offprincipal.report.study import publish
+
+    hide = {lab["folder"]: f"lab/{lab['name']}" for lab in answer["laboratories"]}
+    hide |= {str(folder): "lab" for folder in directories} | {str(target): "out/claims", str(out): "docs/results"}
+    publish(answer, markdown(answer), study(directories, target, engine=engine), out, hide=hide)

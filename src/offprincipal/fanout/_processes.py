@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
 
 from offprincipal.errors import OffprincipalError
@@ -26,8 +26,17 @@ class _Worker:
     item: object = None
 
 
+def _end_with(parent: int) -> None:
+    """A child whose parent was killed would finish its item, perhaps beside the run that took the parent's place."""
+    connection.wait([parent])
+    os._exit(1)
+
+
 def _worker(pipe: connection.Connection) -> None:
-    """Life of a child: the function first, then items until the parent closes the pipe or is gone."""
+    """Life of a child: the function first, then items until the parent closes the pipe; it ends with its parent."""
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         function = loaded(pipe.recv_bytes())
         while True:

@@ -1,15 +1,26 @@
 """The arms in one table: what each gained, how far it went, what it cost; learning rates chosen on validation only.
 
-What it is: sums and means of the records that ``arms`` wrote. What it is not: a test of significance: with few seeds
-the spread beside each mean is the range, and the reader's eye the judge.
+What it is: sums and means of the records that ``arms`` wrote, and each arm at its best rate against dense training and
+LoRA, seed by seed, with an interval. What it is not: the claims about arms (``claims.training``).
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from offprincipal.lab.claims.verdict import MIN_SEEDS, estimate
+
+REFERENCES = ("dense", "lora")
+"""The arms that every other one is held against, each at its best rate on validation."""
+
+SUSTAINED = 5
+"""Steps over which the reward is averaged before an arm is said to have collapsed (*ours*)."""
+
+Group = Sequence[Mapping[str, Any]]
 
 
 def rank_arms(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -17,7 +28,9 @@ def rank_arms(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Accuracies are shares of all sampled answers, both families together; KL(arm || base) in nats per token of the
     arm's own answers, on the test half. Means over seeds, with the least and the largest beside the accuracies.
-    ``chosen`` marks each arm's best rate on validation; test numbers decide nothing.
+    ``chosen`` marks each arm's best rate on validation; test numbers decide nothing. A chosen row has ``against``: for
+    each of `REFERENCES` the test accuracy minus the reference's, seed by seed (`against`). ``collapsed`` counts the
+    seeds that end below half of the base's accuracy (`collapse`), ``collapse_step`` is the earliest of their steps.
     """
     groups: dict[tuple[str, float], list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
@@ -28,11 +41,53 @@ def rank_arms(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         row["chosen"] = row["arm"] not in seen
         seen.add(row["arm"])
+    best = {row["arm"]: groups[row["arm"], row["learning_rate"]] for row in rows if row["chosen"]}
+    for row in rows:
+        others = [name for name in REFERENCES if row["chosen"] and name in best and name != row["arm"]]
+        row["against"] = {name: against(best[row["arm"]], best[name]) for name in others}
     return rows
 
 
-def _row(arm: str, rate: float, group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def against(group: Group, reference: Group) -> dict[str, Any]:
+    """Test accuracy of an arm minus that of another, over the run seeds that both have.
+
+    Returns:
+        ``mean``, ``low``, ``high`` (95 %, `estimate` over seeds and families within), ``seeds``, and ``says``:
+        "better", "worse", "no difference" where the interval covers zero, or "too few seeds".
+    """
+    own, other = (
+        {record["run_seed"]: record["test"]["accuracy_after"] for record in side} for side in (group, reference)
+    )
+    shared = sorted(own.keys() & other.keys())
+    sample = [
+        np.array([_accuracy({name: own[seed][name]}) - _accuracy({name: other[seed][name]}) for name in own[seed]])
+        for seed in shared
+    ]
+    found = estimate(sample)
+    says = "too few seeds"
+    if len(shared) >= MIN_SEEDS and found.low is not None and found.high is not None:
+        says = "better" if found.low > 0 else "worse" if found.high < 0 else "no difference"
+    return {"mean": found.mean, "low": found.low, "high": found.high, "seeds": len(shared), "says": says}
+
+
+def collapse(record: Mapping[str, Any]) -> int | None:
+    """The step from which on the mean reward of `SUSTAINED` steps stays below half of the base's accuracy; or None.
+
+    >>> before = {"accuracy_before": {"math": {"samples": 10, "right": 6}}}
+    >>> collapse({"validation": before, "path": {"reward": [0.6] * 4 + [0.1] * 8}})
+    8
+    """
+    rewards = record.get("path", {}).get("reward", [])
+    floor = _accuracy(record["validation"]["accuracy_before"]) / 2
+    low = [_mean(rewards[max(0, i + 1 - SUSTAINED) : i + 1]) < floor for i in range(len(rewards))]
+    if not low or not low[-1]:
+        return None
+    return len(low) - next((i for i, below in enumerate(reversed(low)) if not below), len(low)) + 1
+
+
+def _row(arm: str, rate: float, group: Group) -> dict[str, Any]:
     validation, test = ([_accuracy(record[part]["accuracy_after"]) for record in group] for part in PARTS)
+    fallen = [step for step in map(collapse, group) if step is not None]
     return {
         "arm": arm,
         "learning_rate": rate,
@@ -45,6 +100,8 @@ def _row(arm: str, rate: float, group: Sequence[Mapping[str, Any]]) -> dict[str,
         "test_range": [min(test), max(test)],
         "kl_arm_to_base": _mean([_per_token(record["test"]["kl_arm_to_base"]) for record in group]),
         "kl_base_to_arm": _mean([_per_token(record["test"]["kl_base_to_arm"]) for record in group]),
+        "collapsed": len(fallen),
+        "collapse_step": min(fallen, default=None),
         "parameters_trained": group[0]["parameters_trained"],
         "optimizer_bytes": group[0]["optimizer_bytes"],
         "seconds_training": _mean([record["seconds_training"] for record in group]),
@@ -82,6 +139,8 @@ def print_ranking(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
         "validation",
         "test",
         "gain",
+        "minus dense",
+        "collapsed",
         "KL(arm, base)",
         "trained",
         "state bytes",
@@ -97,12 +156,26 @@ def print_ranking(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
             _percent(row, "validation"),
             _percent(row, "test"),
             f"{100 * (row['test'] - row['test_before']):+.1f}",
+            told(row["against"].get("dense")),
+            f"{row['collapsed']} of {len(row['seeds'])}" if row["collapsed"] else "-",
             f"{row['kl_arm_to_base']:.3g}",
             f"{row['parameters_trained']:,}",
             f"{row['optimizer_bytes']:,}",
             f"{row['seconds_training']:.1f}",
         )
     console.print(table)
+
+
+def told(found: Mapping[str, Any] | None) -> str:
+    """A difference in points with its interval, and what it says.
+
+    >>> told({"mean": 0.01, "low": -0.01, "high": 0.03, "seeds": 3, "says": "no difference"})
+    '+1.0 [-1.0, +3.0] no difference'
+    """
+    if found is None:
+        return "-"
+    ends = "" if found["low"] is None else f" [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+    return f"{100 * found['mean']:+.1f}{ends} {found['says']}"
 
 
 def _percent(row: Mapping[str, Any], part: str) -> str:

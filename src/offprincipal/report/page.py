@@ -6,7 +6,7 @@ import base64
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,20 @@ EXTRAS = ("altair", "vl_convert", "jinja2")
 FIGURE_FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 
 
+def need_extra() -> None:
+    """Raise unless what draws is there.
+
+    Raises:
+        UsageError: the extra ``report`` is not installed.
+    """
+    for module in EXTRAS:
+        try:
+            importlib.import_module(module)
+        except ImportError as missing:
+            raise UsageError("draw a report", f"the package {module!r} is not installed",
+                             "run `pip install offprincipal[report]`") from missing  # fmt: skip
+
+
 def draw(directory: Path, *, figures: Path | None = None) -> Path:
     """Draw ``directory/report.html`` from the tables of a comparison, and return its path.
 
@@ -30,12 +44,7 @@ def draw(directory: Path, *, figures: Path | None = None) -> Path:
         UsageError: the extra ``report`` is not installed.
         InputError: the folder is no comparison, is unfinished, or has tables of another schema version.
     """
-    for module in EXTRAS:
-        try:
-            importlib.import_module(module)
-        except ImportError as missing:
-            raise UsageError("draw a report", f"the package {module!r} is not installed",
-                             "run `pip install offprincipal[report]`") from missing  # fmt: skip
+    need_extra()
     from offprincipal.report.parts import parts
 
     comparison = read(Path(directory))
@@ -112,7 +121,9 @@ def _for_page(drawn: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_figures(charts: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
+def write_figures(
+    charts: Mapping[str, Mapping[str, Any]], folder: Path, formats: Sequence[str] = ("svg", "pdf")
+) -> list[Path]:
     """Write every chart as NAME.svg and NAME.pdf, in the light colours, for a paper."""
     import altair
     import vl_convert
@@ -126,10 +137,13 @@ def write_figures(charts: Mapping[str, Mapping[str, Any]], folder: Path) -> list
         plain = resolved(dict(spec) | {"config": config(FIGURE_FONT)}) | {"background": "white"}
         if plain.get("width") == "container":
             plain["width"] = 420
-        svg, pdf = folder / f"{name}.svg", folder / f"{name}.pdf"
-        svg.write_text(vl_convert.vegalite_to_svg(plain, vl_version=version), encoding="utf-8")
-        pdf.write_bytes(vl_convert.vegalite_to_pdf(plain, vl_version=version))
-        written += [svg, pdf]
+        for form in formats:
+            file = folder / f"{name}.{form}"
+            drawn = {"svg": vl_convert.vegalite_to_svg, "pdf": vl_convert.vegalite_to_pdf}[form](
+                plain, vl_version=version
+            )
+            file.write_bytes(drawn.encode() if isinstance(drawn, str) else drawn)
+            written.append(file)
     return written
 
 
