@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command 
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all check bench clean
+.PHONY: setup demo study test test-all check bench clean
 
 setup: .venv/ready
 
@@ -22,6 +22,12 @@ demo: setup
 	$(BIN)/offprincipal lab claims demo/lab -o demo/compare
 	$(BIN)/offprincipal compare demo/lab/base sft=demo/lab/sft sft-off=demo/lab/sft-off \
 	  rlvr-1=demo/lab/rlvr-1 rlvr-2=demo/lab/rlvr-2 -o demo/compare
+
+# Hours on two cores; may be stopped and started again.
+study: setup
+	for n in 0 1 2 3 4; do $(BIN)/offprincipal lab run --preset tiny --seed $$n --intervene --neurons -o study/lab/seed-$$n || exit; done
+	$(BIN)/offprincipal lab arms --lr 7e-5,2e-4,7e-4,2e-3,7e-3 --seeds 0,1,2 -j 2 -o study/lab/seed-0
+	$(BIN)/offprincipal lab claims study/lab -o study/claims --publish docs/results
 
 test: setup
 	$(BIN)/pytest -q -n auto --dist loadfile
@@ -45,4 +51,4 @@ bench: setup
 	$(BIN)/python benchmarks/masked_adamw.py
 
 clean:
-	rm -rf .venv demo out
+	rm -rf .venv demo out study
