@@ -42,7 +42,7 @@ def study(folders: Sequence[Path], out: Path, *, engine: Engine = here) -> dict[
             rows = rank_arms(records)
             for row in rows:
                 if row["chosen"]:
-                    row["travel"] = _travel(lab, row, records, out / "arms" / row["arm"], engine)
+                    row["travel"] = _travel(lab, row, records, out / "arms", engine)
             mark = read_json(lab / "lab.json")
             settings = {"preset": mark["preset"]["name"], "rank": read_json(lab / "arms" / "arms.json")["rank"]}
             return {"seed": mark["seed"], "settings": settings, "arms": rows, "points": [_point(r) for r in records]}
@@ -55,7 +55,8 @@ def _travel(
     """Means over the run seeds of a chosen arm; a number that some run lacks is left out."""
     own = [r for r in records if (r["arm"], r["learning_rate"]) == (row["arm"], row["learning_rate"])]
     runs = {f"seed-{record['run_seed']}": record["folder"] / "master" for record in own}
-    done = survey.compare(lab / "base", runs, out, engine=engine).summary["runs"]
+    place = out / f"{row['arm']}-{row['learning_rate']:g}-{'-'.join(runs)}"  # the best rate may change, seeds may come
+    done = survey.compare(lab / "base", runs, place, engine=engine).summary["runs"]
     kept = [key for key in KEYS if all(run.get(key) is not None for run in done)]
     return {key: sum(run[key] for run in done) / len(done) for key in kept}
 

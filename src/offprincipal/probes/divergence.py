@@ -14,8 +14,8 @@ NAMES = ("kl_tuned_base", "kl_base_tuned", "tv")
 """The columns of `divergences` when the first logits are the tuned model's."""
 
 BUDGET = 1 << 25
-"""Logits that exist at once, 128 MB in float32: positions are taken so many at a time (*ours*, measured: at a vocabulary
-of 51,200 the whole costs 1.18 times two bare passes, with half the budget 1.25 times)."""
+"""Logits that exist at once, 128 MB in float32: positions are taken so many at a time (*ours*, measured: at a
+vocabulary of 51,200 the whole costs 1.18 times two bare passes, with half the budget 1.25 times)."""
 
 TILE = 1 << 21
 """Bytes of each of three float64 arrays of `divergences` (*ours*): they stay in the cache and are never fresh memory,

@@ -81,7 +81,7 @@ def _rates(rows: Sequence[Mapping[str, Any]]) -> Spec:
 
     from offprincipal.report.charts import finished, named, run_scale
 
-    x = alt.X("learning_rate:Q", title="learning rate").scale(type="log")
+    x = alt.X("learning_rate:Q", title="learning rate").scale(type="log", nice=False)
     base = alt.Chart(named()).encode(x, alt.Color("arm:N", title=None, sort=None).scale(run_scale(_names(rows))))
     line = base.mark_line(point=True).encode(alt.Y("test:Q", title="right answers, test half").axis(format="%"))
     span = base.mark_rule(opacity=0.5).encode(alt.Y("low:Q"), alt.Y2("high:Q"))
@@ -95,7 +95,7 @@ def _distance(rows: Sequence[Mapping[str, Any]]) -> Spec:
     from offprincipal.report.charts import finished, named, run_scale
 
     shown = [row for row in _flat(rows) if row["kl"] > 0]
-    x = alt.X("kl:Q", title="KL(arm || base), nats per token").scale(type="log")
+    x = alt.X("kl:Q", title="KL(arm || base), nats per token").scale(type="log", nice=False)
     chart = alt.Chart(named()).mark_line(point=True).encode(
         x,
         alt.Y("test:Q", title="right answers, test half").axis(format="%"),

@@ -130,7 +130,8 @@ def f7(evidence: Evidence, engine: Engine) -> tuple[Measured, ...]:
 def _lifts(evidence: Evidence, unit: Unit, arms: Mapping[str, Row], engine: Engine) -> list[dict[str, float]]:
     """Per matrix ln of the energy lift of each arm's float32 update, by `survey.compare`."""
     assert evidence.out is not None  # arms were read from folders
-    place = evidence.out / "compare" / f"{unit[0]}-adapters-{unit[1]}"
+    rates = "-".join(f"{arm}-{record['learning_rate']:g}" for arm, record in arms.items())  # the best may change
+    place = evidence.out / "compare" / f"{unit[0]}-{rates}-seed-{unit[1]}"
     lab = next(seed.folder for seed in evidence.seeds if seed.name == unit[0])
     assert lab is not None
     tuned = {arm: record["folder"] / "master" for arm, record in arms.items()}
