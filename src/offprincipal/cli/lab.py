@@ -144,5 +144,5 @@ def _publish(answer: dict[str, Any], directories: tuple[Path, ...], target: Path
     from offprincipal.report.study import publish
 
     hide = {lab["folder"]: f"lab/{lab['name']}" for lab in answer["laboratories"]}
-    hide |= {str(folder): "lab" for folder in directories} | {str(target): "out/claims", str(out): "docs/results"}
+    hide |= {str(folder.resolve()): "lab" for folder in directories} | {str(target.resolve()): "out/claims"}
     publish(answer, markdown(answer), study(directories, target, engine=engine), out, hide=hide)
