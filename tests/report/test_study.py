@@ -23,7 +23,7 @@ def row(arm, rate, test, **others):
 ARMS = {
     "seed": 0,
     "settings": {"preset": "tiny", "rank": 8},
-    "points": [{}] * 9,
+    "points": [{"arm": arm, "learning_rate": 1e-3, "run_seed": 0} for arm in ("dense", "lora")],
     "arms": [
         row("dense", 1e-4, 0.95),
         row("dense", 1e-2, 0.05, chosen=False, collapsed=3),
@@ -45,6 +45,7 @@ def test_the_folder_holds_page_data_and_figures_and_no_folder_of_this_machine(tm
     assert "| [A1](claims.md#a1) | RL avoids <principal> weights | cannot tell |" in text
     assert "-1.0 [-2.0, +1.0] no difference" in text
     assert "3 of 6, from 0.01" in text
+    assert "all 2 runs of the grid" in text
     assert "![rates-masks](rates-masks.svg)" in text
     assert json.loads((tmp_path / "out" / "arms.json").read_text()) == ARMS
     drawn = ET.fromstring((tmp_path / "out" / "rates-masks.svg").read_text())

@@ -145,4 +145,5 @@ def _publish(answer: dict[str, Any], directories: tuple[Path, ...], target: Path
 
     hide = {lab["folder"]: f"lab/{lab['name']}" for lab in answer["laboratories"]}
     hide |= {str(folder.resolve()): "lab" for folder in directories} | {str(target.resolve()): "out/claims"}
+    hide |= {str(out.resolve()): "docs/results"}
     publish(answer, markdown(answer), study(directories, target, engine=engine), out, hide=hide)

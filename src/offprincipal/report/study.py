@@ -146,17 +146,33 @@ def _arms(arms: Mapping[str, Any]) -> list[str]:
     lines = [
         "", "## Which weights may move", "",
         f"RLVR from the base of laboratory {arms['seed']}, preset {arms['settings']['preset']}, adapters of rank",
-        f"{arms['settings']['rank']}: {len(arms['points'])} runs. Each arm at its best learning rate on the",
+        f"{arms['settings']['rank']}: {_coverage(arms['points'])}. Each arm at its best learning rate on the",
         "validation half; accuracy on the test half, which chose nothing: mean [least, largest] over run seeds, then",
-        "minus dense training with its 95 % interval. KL(arm, base) in nats per token; norm of D over that of W0;",
-        "NSS; energy of D in both principal subspaces over that of Gaussian steps. Collapsed: of all runs of the",
-        "grid, those that end below half of the base's accuracy.", "",
+        "minus dense training with its 95 % interval (*no difference*: it covers zero, which does not show that they",
+        "are equal). KL(arm, base) in nats per token; norm of D over that of W0; NSS; energy of D in both principal",
+        "subspaces over that of Gaussian steps. Collapsed: of all runs there are, those whose mean reward of five",
+        "steps ends below half of the base's accuracy. Figures show means over the seeds that are there.", "",
         f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|",
     ]  # fmt: skip
     for row in arms["arms"]:
         if row["chosen"]:
             lines.append(f"| {' | '.join(_cells(row, [r for r in arms['arms'] if r['arm'] == row['arm']]))} |")
     return lines
+
+
+def _coverage(points: Sequence[Mapping[str, Any]]) -> str:
+    """How much of the grid is there, and by seed where something is missing.
+
+    >>> _coverage([{"arm": "a", "learning_rate": r, "run_seed": s} for r, s in ((1, 0), (2, 0), (1, 1))])
+    '3 of the 4 runs of the grid (seed 0: 2, seed 1: 1)'
+    """
+    sizes = [len({point[key] for point in points}) for key in ("arm", "learning_rate", "run_seed")]
+    whole = sizes[0] * sizes[1] * sizes[2]
+    if len(points) == whole:
+        return f"all {whole} runs of the grid"
+    seeds = sorted({point["run_seed"] for point in points})
+    each = ", ".join(f"seed {seed}: {sum(point['run_seed'] == seed for point in points)}" for seed in seeds)
+    return f"{len(points)} of the {whole} runs of the grid ({each})"
 
 
 def _cells(row: Mapping[str, Any], grid: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -16,7 +16,7 @@ from offprincipal.lab import claims
 from offprincipal.lab.claims import judge_claims
 from offprincipal.lab.claims.catalogue import BY_ID, CLAIMS
 from offprincipal.lab.claims.record import NOT_RUN, Record
-from offprincipal.lab.claims.scoreboard import ORDER, markdown
+from offprincipal.lab.claims.scoreboard import ORDER, markdown, shown
 from offprincipal.lab.claims.verdict import CANNOT_TELL
 
 RUNS = {"sft": 3e-4, "rlvr-1": 6e-5, "rlvr-2": 6e-5}
@@ -140,6 +140,19 @@ def test_judging_again_resumes_and_gives_the_same_bytes(judged, monkeypatch):
     monkeypatch.setattr("offprincipal.lab.claims.evidence.measure", None)  # nothing may be measured again
     judge_claims([place / "labs"], place / "out", command="offprincipal lab claims labs")
     assert (place / "out" / "claims.json").read_bytes() == before
+
+
+def test_the_effect_that_is_shown_is_the_one_that_decided():
+    def effect(verdict, mean):
+        found = {"mean": mean, "low": mean - 1, "high": mean + 1, "over": "seeds"}
+        return {"verdict": verdict, "estimate": found, "decisive": [], "over": {}}
+
+    control = {"passed": None}
+    record = {
+        "verdict": "not supported", "leans": None, "seeds": 3, "seeds_needed": None, "positive": control,
+        "negative": control, "judged": [effect("cannot tell", 5.0), effect("not supported", -7.0)],
+    }  # fmt: skip
+    assert shown(record)["effect"] == "-7 [-8, -6]"
 
 
 def test_one_seed_is_too_few(tmp_path):

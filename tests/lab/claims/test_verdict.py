@@ -81,6 +81,12 @@ def test_a_wide_interval_cannot_tell_and_says_how_many_seeds_would():
     assert enough(1.0, 1e-6) == MOST_SEEDS
 
 
+def test_an_effect_that_asks_for_a_sign_alone_names_no_number_of_seeds():
+    values = [np.array([x]) for x in (-1.0, 0.0, 1.0, 0.4)]
+    assert seeds_needed([judge(Measured("x", values))]) is None
+    assert seeds_needed([judge(Measured("x", values[:2]))]) == MIN_SEEDS
+
+
 def test_few_seeds_decide_nothing_unless_the_truth_is_known():
     sample = _seeds(0.5, seeds=2)[:2]
     assert judge(Measured("x", sample, least=0.1)).verdict == CANNOT_TELL

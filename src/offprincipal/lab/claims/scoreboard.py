@@ -97,8 +97,12 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def shown(record: dict[str, Any]) -> dict[str, str]:
-    """The cells of a record as words: verdict, first effect, what exceeds its decisive nulls, controls, seeds."""
-    judged = record["judged"][0] if record["judged"] else None
+    """The cells of a record as words: verdict, the effect that decided, what exceeds its nulls, controls, seeds.
+
+    A claim of several effects is as good as its worst, so the first whose verdict is the claim's own is shown.
+    """
+    decided = (judged for judged in record["judged"] if judged["verdict"] == record["verdict"])
+    judged = next(decided, next(iter(record["judged"]), None))
     beyond = [f"{name} {interval(judged['over'][name])}" for name in judged["decisive"]] if judged else []
     needed = f" (needs {record['seeds_needed']})" if record["seeds_needed"] else ""
     return {

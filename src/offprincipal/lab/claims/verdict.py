@@ -193,13 +193,14 @@ def seeds_needed(judged: Sequence[Judged]) -> int | None:
     """Seeds with which an effect of `least` beyond the widest open null would show with 80 % power.
 
     The least n with ``(t_{.975} + t_{.80}) sd / sqrt(n) <= least``; `MIN_SEEDS` where a single seed says nothing about
-    the spread, None where no effect is open, `MOST_SEEDS` where that many are not enough.
+    the spread, None where no effect is open, `MOST_SEEDS` where that many are not enough. An effect whose least size
+    is zero asks for a sign alone, which no number of seeds is sure to show: it gives no number.
     """
     needed = []
     for each in judged:
-        if each.verdict == CANNOT_TELL:
+        if each.verdict == CANNOT_TELL and (each.least or each.estimate.seeds < MIN_SEEDS):
             spread = (each.over[each.open_over] if each.open_over else each.estimate).sd
-            needed.append(MIN_SEEDS if spread is None else enough(spread, each.least))
+            needed.append(MIN_SEEDS if spread is None or not each.least else enough(spread, each.least))
     return max(needed, default=None)
 
 
