@@ -60,6 +60,7 @@ def test_the_study_weighs_each_arm_at_its_best_rate(finished: arms.ArmsRun, lab:
     assert len(found["points"]) == len(found["arms"]) == len(ARMS)
     for row in found["arms"]:
         assert row["travel"]["relative_delta_norm"] > 0
+        assert row["adapter"] == (row["arm"] in ADAPTERS)
         assert set(row["travel"]) <= set(KEYS)
     off = next(row for row in found["arms"] if row["arm"] == "off-principal")
     assert off["travel"]["energy_principal_lift"] < 1e-6

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from offprincipal.lab.ranking import against, collapse, print_ranking, rank_arms, told
+from offprincipal.lab.ranking import against, collapse, print_ranking, rank_arms
 
 
 def record(arm: str, rate: float, seed: int, validation: int, test: int) -> dict[str, Any]:
@@ -72,7 +72,8 @@ def test_an_arm_is_held_against_dense_at_its_best_rate_seed_by_seed() -> None:
     found = against(worse, dense[:2])
     assert (found["says"], found["seeds"]) == ("too few seeds", 2)
     assert against(dense, worse)["says"] == "better"
-    assert told(against(worse, [])).endswith("too few seeds")
+    assert against(worse, dense)["shown"] == "-10.0 [-10.0, -10.0] worse"
+    assert against(worse, [])["shown"].endswith("too few seeds")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ def row(arm, rate, test, **others):
     found = {
         "arm": arm, "learning_rate": rate, "seeds": [0, 1, 2], "test": test, "test_range": [test - 0.01, test + 0.01],
         "kl_arm_to_base": 100 * rate, "collapsed": 0, "parameters_trained": 1234, "optimizer_bytes": 5678,
-        "seconds_training": 20.0, "chosen": True, "against": {}, "travel": {"nss_mean": 1e-3},
+        "seconds_training": 20.0, "chosen": True, "adapter": False, "against": {}, "travel": {"nss_mean": 1e-3},
     }  # fmt: skip
     return found | others
 
@@ -27,9 +27,8 @@ ARMS = {
     "arms": [
         row("dense", 1e-4, 0.95),
         row("dense", 1e-2, 0.05, chosen=False, collapsed=3),
-        row(
-            "lora", 1e-3, 0.94, against={"dense": {"mean": -0.01, "low": -0.02, "high": 0.01, "says": "no difference"}}
-        ),
+        row("random-2", 1e-4, 0.93),
+        row("lora", 1e-3, 0.94, adapter=True, against={"dense": {"shown": "-1.0 [-2.0, +1.0] no difference"}}),
     ],
 }
 FULL = ANSWER | {"command": "offprincipal lab claims /home/me/lab", "versions": {"torch": "2"}}
@@ -49,7 +48,16 @@ def test_the_folder_holds_page_data_and_figures_and_no_folder_of_this_machine(tm
     assert "![rates-masks](rates-masks.svg)" in text
     assert json.loads((tmp_path / "out" / "arms.json").read_text()) == ARMS
     drawn = ET.fromstring((tmp_path / "out" / "rates-masks.svg").read_text())
-    assert "dense" in "".join(drawn.itertext())
+    assert {"dense", "random-2"} <= set(drawn.itertext())
+    assert "over one laboratory" in text
+    assert "beliefs.md" not in text
+
+
+def test_what_a_person_wrote_beside_it_is_linked_and_kept(tmp_path):
+    (tmp_path / "beliefs.md").write_text("ours")
+    publish(FULL, "", ARMS, tmp_path, hide={})
+    assert "[beliefs.md](beliefs.md)" in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "beliefs.md").read_text() == "ours"
 
 
 def test_without_arms_there_are_claims_alone(tmp_path):

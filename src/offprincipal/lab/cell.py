@@ -9,8 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from offprincipal.lab.judge import PARTS, Answers, answers_of, compare_arms, first_answers, log_probabilities
+from offprincipal.lab.judge import PARTS, Answers, answers_of, compare_arms, log_probabilities, some_answers
 from offprincipal.lab.kinds import ADAPTERS, Finished, Task, train_arm
 from offprincipal.lab.progress import Progress, silent
 from offprincipal.lab.quiet import quiet, stage_seed
@@ -27,6 +26,7 @@ from offprincipal.lab.run import versions
 from offprincipal.lab.settings import Preset
 from offprincipal.lab.tasks import FAMILIES
 from offprincipal.lab.world import load_arm, save_arm
+from offprincipal.rows import one_thread
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -70,7 +70,7 @@ def _leash(base: Path, preset: Preset, data_seed: int) -> dict[str, tuple[Answer
     """Per family a few of the base's answers to validation problems, and its log-probabilities at their tokens."""
     answers = _answers_of_base(base, preset, data_seed, PARTS[0])
     model, _ = load_arm(base)
-    few = {family: first_answers(answers[family], LEASHED * preset.judged_samples) for family in FAMILIES}
+    few = {family: some_answers(answers[family], LEASHED * preset.judged_samples) for family in FAMILIES}
     return {family: (each, log_probabilities(model.eval(), each)) for family, each in few.items()}
 
 
@@ -127,17 +127,6 @@ def train_cell(
     (unfinished / "run.json").write_text(json.dumps(record, indent=1) + "\n")
     os.replace(unfinished, folder)
     return cell
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch computes on one thread, and on as many as before afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def watch(trainer: "Trainer", *, leash: Mapping[str, tuple[Answers, torch.Tensor]], every: int, found: list) -> None:

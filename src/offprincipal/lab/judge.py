@@ -121,14 +121,14 @@ def token_kl(left: "Qwen3ForCausalLM", right: "Qwen3ForCausalLM", answers: Answe
     """
     total = 0.0
     for at in range(0, len(answers.ids), AT_ONCE):
-        part = first_answers(answers, AT_ONCE, at)
+        part = some_answers(answers, AT_ONCE, at)
         log_p, log_q = (log_probabilities(model, part) for model in (left, right))
         total += float((log_p.exp() * (log_p - log_q)).sum())
     return total, int(answers.written.sum())
 
 
-def first_answers(answers: Answers, count: int, at: int = 0) -> Answers:
-    """So many of the answers; their counts of right ones are left as they are."""
+def some_answers(answers: Answers, count: int, at: int = 0) -> Answers:
+    """So many of the answers, from `at` on; their counts of right ones are left as they are."""
     rows = slice(at, at + count)
     return replace(answers, ids=answers.ids[rows], seen=answers.seen[rows], written=answers.written[rows])
 

@@ -20,6 +20,8 @@ REFERENCES = ("dense", "lora")
 SUSTAINED = 5
 """Steps over which the reward is averaged before an arm is said to have collapsed (*ours*)."""
 
+PARTS = ("validation", "test")
+
 Group = Sequence[Mapping[str, Any]]
 
 
@@ -53,21 +55,24 @@ def against(group: Group, reference: Group) -> dict[str, Any]:
 
     Returns:
         ``mean``, ``low``, ``high`` (95 %, `estimate` over seeds and families within), ``seeds``, and ``says``:
-        "better", "worse", "no difference" where the interval covers zero, or "too few seeds".
+        "better", "worse", "no difference" where the interval covers zero, or "too few seeds"; ``shown`` is all that in
+        words, in points.
     """
     own, other = (
         {record["run_seed"]: record["test"]["accuracy_after"] for record in side} for side in (group, reference)
     )
     shared = sorted(own.keys() & other.keys())
     sample = [
-        np.array([_accuracy({name: own[seed][name]}) - _accuracy({name: other[seed][name]}) for name in own[seed]])
+        np.array([accuracy({name: own[seed][name]}) - accuracy({name: other[seed][name]}) for name in own[seed]])
         for seed in shared
     ]
     found = estimate(sample)
     says = "too few seeds"
     if len(shared) >= MIN_SEEDS and found.low is not None and found.high is not None:
         says = "better" if found.low > 0 else "worse" if found.high < 0 else "no difference"
-    return {"mean": found.mean, "low": found.low, "high": found.high, "seeds": len(shared), "says": says}
+    ends = "" if found.low is None or found.high is None else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    numbers = {"mean": found.mean, "low": found.low, "high": found.high, "seeds": len(shared)}
+    return {**numbers, "says": says, "shown": f"{100 * found.mean:+.1f}{ends} {says}"}
 
 
 def collapse(record: Mapping[str, Any]) -> int | None:
@@ -78,7 +83,7 @@ def collapse(record: Mapping[str, Any]) -> int | None:
     8
     """
     rewards = record.get("path", {}).get("reward", [])
-    floor = _accuracy(record["validation"]["accuracy_before"]) / 2
+    floor = accuracy(record["validation"]["accuracy_before"]) / 2
     low = [_mean(rewards[max(0, i + 1 - SUSTAINED) : i + 1]) < floor for i in range(len(rewards))]
     if not low or not low[-1]:
         return None
@@ -86,20 +91,20 @@ def collapse(record: Mapping[str, Any]) -> int | None:
 
 
 def _row(arm: str, rate: float, group: Group) -> dict[str, Any]:
-    validation, test = ([_accuracy(record[part]["accuracy_after"]) for record in group] for part in PARTS)
+    validation, test = ([accuracy(record[part]["accuracy_after"]) for record in group] for part in PARTS)
     fallen = [step for step in map(collapse, group) if step is not None]
     return {
         "arm": arm,
         "learning_rate": rate,
         "seeds": sorted(record["run_seed"] for record in group),
-        "validation_before": _accuracy(group[0]["validation"]["accuracy_before"]),
+        "validation_before": accuracy(group[0]["validation"]["accuracy_before"]),
         "validation": _mean(validation),
         "validation_range": [min(validation), max(validation)],
-        "test_before": _accuracy(group[0]["test"]["accuracy_before"]),
+        "test_before": accuracy(group[0]["test"]["accuracy_before"]),
         "test": _mean(test),
         "test_range": [min(test), max(test)],
-        "kl_arm_to_base": _mean([_per_token(record["test"]["kl_arm_to_base"]) for record in group]),
-        "kl_base_to_arm": _mean([_per_token(record["test"]["kl_base_to_arm"]) for record in group]),
+        "kl_arm_to_base": _mean([per_token(record["test"]["kl_arm_to_base"]) for record in group]),
+        "kl_base_to_arm": _mean([per_token(record["test"]["kl_base_to_arm"]) for record in group]),
         "collapsed": len(fallen),
         "collapse_step": min(fallen, default=None),
         "parameters_trained": group[0]["parameters_trained"],
@@ -108,14 +113,13 @@ def _row(arm: str, rate: float, group: Group) -> dict[str, Any]:
     }
 
 
-PARTS = ("validation", "test")
-
-
-def _accuracy(families: Mapping[str, Mapping[str, int]]) -> float:
+def accuracy(families: Mapping[str, Mapping[str, int]]) -> float:
+    """Share of right answers, all families together."""
     return sum(part["right"] for part in families.values()) / sum(part["samples"] for part in families.values())
 
 
-def _per_token(families: Mapping[str, Mapping[str, float]]) -> float:
+def per_token(families: Mapping[str, Mapping[str, float]]) -> float:
+    """Nats per token, all families together."""
     return sum(part["nats"] for part in families.values()) / sum(part["tokens"] for part in families.values())
 
 
@@ -156,7 +160,7 @@ def print_ranking(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
             _percent(row, "validation"),
             _percent(row, "test"),
             f"{100 * (row['test'] - row['test_before']):+.1f}",
-            told(row["against"].get("dense")),
+            row["against"].get("dense", {}).get("shown", "-"),
             f"{row['collapsed']} of {len(row['seeds'])}" if row["collapsed"] else "-",
             f"{row['kl_arm_to_base']:.3g}",
             f"{row['parameters_trained']:,}",
@@ -164,18 +168,6 @@ def print_ranking(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
             f"{row['seconds_training']:.1f}",
         )
     console.print(table)
-
-
-def told(found: Mapping[str, Any] | None) -> str:
-    """A difference in points with its interval, and what it says.
-
-    >>> told({"mean": 0.01, "low": -0.01, "high": 0.03, "seeds": 3, "says": "no difference"})
-    '+1.0 [-1.0, +3.0] no difference'
-    """
-    if found is None:
-        return "-"
-    ends = "" if found["low"] is None else f" [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
-    return f"{100 * found['mean']:+.1f}{ends} {found['says']}"
 
 
 def _percent(row: Mapping[str, Any], part: str) -> str:

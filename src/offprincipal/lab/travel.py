@@ -11,7 +11,8 @@ from typing import Any
 from offprincipal import survey
 from offprincipal.fanout import Engine, here
 from offprincipal.lab.claims.evidence import arm_records, find, read_json
-from offprincipal.lab.ranking import rank_arms
+from offprincipal.lab.kinds import ADAPTERS
+from offprincipal.lab.ranking import PARTS, accuracy, per_token, rank_arms
 
 KEYS = (
     "relative_delta_norm", "sparsity_bf16_linear", "nss_mean", "energy_left_lift", "energy_right_lift",
@@ -29,8 +30,9 @@ def study(folders: Sequence[Path], out: Path, *, engine: Engine = here) -> dict[
         engine: where matrices are measured.
 
     Returns:
-        ``seed`` of the laboratory, ``settings`` of the runs, ``arms`` (rows of `rank_arms`; chosen ones with
-        ``travel``: the means of `KEYS` over run seeds) and ``points`` (arm, learning rate, run seed, accuracies, KL);
+        ``seed`` of the laboratory, ``settings`` of the runs, ``arms`` (rows of `rank_arms` with ``adapter``: is it
+        one; chosen ones with ``travel``: the means of `KEYS` over run seeds) and ``points`` (arm, learning rate, run
+        seed, accuracies, KL);
         None where no laboratory has arms.
 
     Raises:
@@ -41,6 +43,7 @@ def study(folders: Sequence[Path], out: Path, *, engine: Engine = here) -> dict[
         if records:
             rows = rank_arms(records)
             for row in rows:
+                row["adapter"] = row["arm"] in ADAPTERS
                 if row["chosen"]:
                     row["travel"] = _travel(lab, row, records, out / "arms", engine)
             mark = read_json(lab / "lab.json")
@@ -64,10 +67,11 @@ def _travel(
 def _point(record: Mapping[str, Any]) -> dict[str, Any]:
     """One run in one line of numbers."""
     shares = {
-        part: {name: each["right"] / each["samples"] for name, each in record[part]["accuracy_after"].items()}
-        for part in ("validation", "test")
+        part: {name: accuracy({name: each}) for name, each in record[part]["accuracy_after"].items()} for part in PARTS
     }
-    moved = record["test"]["kl_arm_to_base"].values()
-    nats = sum(each["nats"] for each in moved) / sum(each["tokens"] for each in moved)
     names = ("arm", "learning_rate", "run_seed", "seconds_training", "optimizer_bytes", "parameters_trained")
-    return {**{name: record[name] for name in names}, **shares, "kl_arm_to_base": nats}
+    return {
+        **{name: record[name] for name in names},
+        **shares,
+        "kl_arm_to_base": per_token(record["test"]["kl_arm_to_base"]),
+    }

@@ -57,7 +57,8 @@ def _tile(first: Tensor, second: Tensor, held: Tensor, found: Tensor) -> None:
     The logits are widened by copies: torch's copy has a vector loop for that, its mixed subtraction has not.
     """
     p, q, gap = held
-    p.copy_(first), q.copy_(second)
+    p.copy_(first)
+    q.copy_(second)
     torch.sub(p, q, out=gap)
     tops = [logits.amax(-1, keepdim=True).double() for logits in (first, second)]
     sizes = [own.sub_(top).exp_().sum(-1) for own, top in zip((p, q), tops, strict=True)]

@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from offprincipal.report import page
 from offprincipal.store import explained, write_file
 
-Spec = dict[str, Any]
+if TYPE_CHECKING:
+    from offprincipal.report.charts import Spec
 
-MASKS = ("dense", "linear", "safe", "principal", "nonprincipal", "low", "random")
-"""Arms without an adapter; they are drawn apart, as their good learning rates are."""
-
+BELIEFS = "beliefs.md"
+"""Where a person may write what the study is taken to show; linked where it lies in the folder, never written."""
 
 COLUMNS = (
     "arm", "rate", "seeds", "test, %", "minus dense, points", "KL", "norm", "NSS", "energy", "trained", "state, bytes",
@@ -51,7 +51,7 @@ def publish(
         out.mkdir(parents=True, exist_ok=True)
     figures = charts(arms) if arms else {}
     texts = {
-        "README.md": _page(answered, arms, sorted(figures)),
+        "README.md": _page(answered, arms, sorted(figures), read=(out / BELIEFS).is_file()),
         "claims.md": details,
         "claims.json": json.dumps(answered, indent=1, allow_nan=False) + "\n",
     }
@@ -65,10 +65,10 @@ def publish(
 
 
 def charts(arms: Mapping[str, Any]) -> dict[str, Spec]:
-    """Accuracy against learning rate and against distance, masks and adapters apart."""
+    """Accuracy against learning rate and against distance, adapters apart: their good learning rates are others."""
     found = {}
-    for part, chosen in (("masks", True), ("adapters", False)):
-        rows = [row for row in arms["arms"] if (row["arm"] in MASKS) == chosen]
+    for part, adapter in (("masks", False), ("adapters", True)):
+        rows = [row for row in arms["arms"] if row["adapter"] == adapter]
         if rows:
             found[f"rates-{part}"] = _rates(rows)
             found[f"distance-{part}"] = _distance(rows)
@@ -119,15 +119,16 @@ def _flat(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _page(answered: Mapping[str, Any], arms: Mapping[str, Any] | None, figures: Sequence[str]) -> str:
-    labs, records = answered["laboratories"], answered["records"]
+def _page(answered: Mapping[str, Any], arms: Mapping[str, Any] | None, figures: Sequence[str], read: bool) -> str:
+    records, labs = answered["records"], len(answered["laboratories"])
+    whose = "one laboratory" if labs == 1 else f"{labs} laboratories of their own problems and bases"
     counts = ", ".join(f"{number} {verdict}" for verdict, number in answered["counts"].items() if number)
     lines = [
         "# Results of the laboratory", "",
-        f"{len(records)} claims of the paper over {len(labs)} laboratories of their own problems and bases: {counts}.",
+        f"{len(records)} claims of the paper over {whose}: {counts}.",
         "What is surprising stands first. Each claim opens to its numbers, nulls, controls, settings and command in",
         "[claims.md](claims.md); the same for programs in [claims.json](claims.json). Intervals are 95 % over seeds.",
-        f"Made by `{answered['command']}`. What we read in it: [beliefs.md](beliefs.md).", "",
+        f"Made by `{answered['command']}`." + (f" What was read in it: [{BELIEFS}]({BELIEFS})." if read else ""), "",
         "| claim | the paper says | verdict | effect | beyond the null | seeds |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for record in records:
@@ -177,11 +178,7 @@ def _coverage(points: Sequence[Mapping[str, Any]]) -> str:
 
 def _cells(row: Mapping[str, Any], grid: Sequence[Mapping[str, Any]]) -> list[str]:
     low, high = row["test_range"]
-    found, travel = row["against"].get("dense"), row.get("travel", {})
-    minus = "-"
-    if found:
-        ends = "" if found["low"] is None else f" [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
-        minus = f"{100 * found['mean']:+.1f}{ends} {found['says']}"
+    minus, travel = row["against"].get("dense", {}).get("shown", "-"), row.get("travel", {})
     weights = ("relative_delta_norm", "nss_mean", "energy_principal_lift")
     fallen, runs = sum(r["collapsed"] for r in grid), sum(len(r["seeds"]) for r in grid)
     where = sorted(r["learning_rate"] for r in grid if r["collapsed"])
