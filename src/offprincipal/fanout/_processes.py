@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.process import BaseProcess
 
 from offprincipal.errors import OffprincipalError
@@ -34,6 +34,7 @@ def _end_with(parent: int) -> None:
 
 def _worker(pipe: connection.Connection) -> None:
     """Life of a child: the function first, then items until the parent closes the pipe; it ends with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # blocked until here; a tracker started by an item would unblock it
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -48,6 +49,8 @@ def _quiet_start(threads: int) -> Iterator[None]:
     """Children started inside get this many threads and leave Ctrl-C to the parent, which ends them."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     masked = hasattr(signal, "pthread_sigmask") and threading.current_thread() is threading.main_thread()
+    if masked:
+        resource_tracker.ensure_running()  # a first child would start it, and starting it unblocks Ctrl-C
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masked else None
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     try:
