@@ -198,6 +198,7 @@ def test_flags_are_frozen():
         "cache": ["--clear", "--json"],
         "lab run": ["--intervene", "--json", "--neurons", "--out", "--preset", "--seed"],
         "lab claims": ["--jobs", "--json", "--out", "--publish", "--seed"],
+        "lab matched": ["--algorithms", "--jobs", "--json", "--out"],
         "lab arms": ["--arms", "--jobs", "--json", "--lr", "--out", "--preset", "--rank", "--seed", "--seeds"],
     }  # fmt: skip
 

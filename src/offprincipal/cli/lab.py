@@ -103,6 +103,44 @@ def lab_arms(out: Path, json_: bool, arms: tuple[str, ...], **options: Any) -> N
     notes.print(f"arms: {run.out}")
 
 
+@lab.command("matched", epilog="Example: offprincipal lab matched lab -o out/claims -j 2")
+@click.argument("directories", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the comparisons; default: DIR/claims.")
+@click.option(
+    "--algorithms", default="", callback=_list(str), help="Which, with commas between; default: all of them."
+)
+@click.option("-j", "--jobs", type=int, help="Worker processes, one thread each; default: one per core.")
+@click.option("--json", "json_", is_flag=True, help="Print matched.json on stdout.")
+def lab_matched(
+    directories: tuple[Path, ...], out: Path | None, algorithms: tuple[str, ...], jobs: int | None, json_: bool
+) -> None:
+    """Other algorithms beside RLVR at equal learning rate, accuracy, KL and norm. Safe to stop and run again.
+
+    DIR is what lab run left, or a folder of several; into each go runs of rlvr, rejection (SFT on the base's own right
+    answers), sft, sft-off (a format that the base never wrote), rlvr-bf16 (stored in bfloat16) and rlvr-sgd, at 1, 3
+    and 10 times the rate of RLVR. Writes matched.json; give lab claims the same folder, and it judges D4.
+    """
+    from offprincipal import fanout
+    from offprincipal.lab.claims.matching import study
+    from offprincipal.lab.courses import ALGORITHMS
+    from offprincipal.lab.matched import print_matched, run_matched, write
+    from offprincipal.lab.progress import show_progress
+    from offprincipal.terminal import notes
+
+    target = out or directories[0] / "claims"
+    engine = fanout.engine("processes", min(os.cpu_count() or 1, 8) if jobs is None else jobs)
+    with show_progress(notes) as progress:
+        labs = run_matched(directories, algorithms=algorithms or ALGORITHMS, engine=engine, progress=progress)
+    answer = study(labs, target, engine=engine)
+    assert answer is not None  # every laboratory has its courses now
+    written = write(answer, target)
+    if json_:
+        as_json(answer)
+    else:
+        print_matched(answer, terminal())
+    notes.print(f"matched: {written}")
+
+
 @lab.command("claims", epilog="Example: offprincipal lab claims lab/seed-0 lab/seed-1 lab/seed-2 -o out/claims")
 @click.argument("directories", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the scoreboard; default: DIR/claims.")

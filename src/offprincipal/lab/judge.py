@@ -157,8 +157,8 @@ def compare_arms(
     ``right_broken``. ``kl_base_to_arm`` is KL(base || arm) on the base's answers, ``kl_arm_to_base`` KL(arm || base)
     on the arm's: ``nats`` over ``tokens``. `before` are the base's answers, where they are known.
     """
-    old, tokenizer = _loaded(base, preset)
-    new, _ = _loaded(arm, preset)
+    old, tokenizer = loaded(base, preset)
+    new, _ = loaded(arm, preset)
     report: dict[str, Any] = {"accuracy_before": {}, "accuracy_after": {}, "kl_base_to_arm": {}, "kl_arm_to_base": {}}
     for family in FAMILIES:
         asked = {"data_seed": data_seed, "part": part}
@@ -173,11 +173,12 @@ def compare_arms(
 
 def answers_of(folder: Path, preset: Preset, *, data_seed: int, part: str | None = None) -> dict[str, Answers]:
     """The answers of a folder to every family, as `compare_arms` takes the base's."""
-    model, tokenizer = _loaded(folder, preset)
+    model, tokenizer = loaded(folder, preset)
     return {family: answer(model, tokenizer, family, preset, data_seed=data_seed, part=part) for family in FAMILIES}
 
 
-def _loaded(folder: Path, preset: Preset) -> "tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]":
+def loaded(folder: Path, preset: Preset) -> "tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]":
+    """A folder's model, its bfloat16 weights in float32, ready to be asked on the preset's device; and tokenizer."""
     model, tokenizer = load_arm(folder)
     where = "cuda" if preset.device == "auto" and torch.cuda.is_available() else "cpu"
     torch.nn.Module.to(model, where).eval()

@@ -1,6 +1,8 @@
 """The sizes of the laboratory: frozen settings, one object per preset, written into every ``run.json``."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from offprincipal.errors import UsageError
 
@@ -131,3 +133,14 @@ def find_preset(name: str) -> Preset:
         found = f"there is no preset {name!r}"
         raise UsageError("run the laboratory", found, f"choose from {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def preset_of(written: Mapping[str, Any]) -> Preset:
+    """The preset as ``lab.json`` and every ``run.json`` keep it.
+
+    >>> import dataclasses
+    >>> preset_of(dataclasses.asdict(PRESETS["tiny"])) == PRESETS["tiny"]
+    True
+    """
+    kinds = {"decoder": Decoder, "pretrain": Steps, "sft": Steps, "sft_off": Steps, "rlvr": Rollouts}
+    return Preset(**{name: kinds[name](**value) if name in kinds else value for name, value in written.items()})

@@ -20,6 +20,7 @@ from offprincipal.lab.claims import (
     leash,
     locality,
     masks,
+    matching,
     numerics,
     spectra,
     training,
@@ -88,6 +89,7 @@ def _judges(engine: Engine) -> Iterator[tuple[str, Callable[[Evidence], Record]]
     yield from ((claim.id, lambda evidence, c=claim: weigh(c, evidence)) for claim in WEIGHED)
     yield from interventions.CLAIMS
     yield from training.claims(engine)
+    yield from matching.claims(engine)
     yield from beside.CLAIMS
 
 

@@ -26,7 +26,6 @@ LACKING = {
     "S3": ("recent public checkpoints", "deepscaler -o out/deepscaler"),
     "L6": ("RL runs of other model families", "deepseek-math -o out/deepseek-math"),
     "L7": ("runs with other data and RL algorithms; the laboratory has one of each", "five-runs -o out/five-runs"),
-    "D4": ("UniReason-14B, SFT and RL matched in accuracy", "unireason-rl -o out/unireason-rl"),
     "X1": ("tool-use checkpoints of Table 3", "skyrl-web -o out/skyrl-web"),
     "X2": ("preference-trained checkpoints of Table 3", "llama3-preference -o out/llama3-preference"),
     "X3": ("UloRL-A3B, a mixture of experts", "ulorl -o out/ulorl"),

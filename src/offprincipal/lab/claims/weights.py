@@ -102,12 +102,17 @@ def judged_record(id_: str, measured: Sequence[Measured], evidence: Evidence, **
     )
 
 
-def _control(claim: Weighed, evidence: Evidence, control: tuple[Roles, str] | None, *, wanted: bool) -> Control:
+def _control(claim: Weighed, evidence: Evidence, planted: tuple[Roles, str] | None, *, wanted: bool) -> Control:
     """Whether the measure finds the planted effect, or finds none where there is none."""
-    if control is None:
+    if planted is None:
         return Control("none")
-    roles, what = control
-    judged = tuple(judge(each, few=True) for each in claim.measure(evidence, roles))
+    roles, what = planted
+    return control(what, claim.measure(evidence, roles), wanted=wanted)
+
+
+def control(what: str, measured: Sequence[Measured], *, wanted: bool) -> Control:
+    """Whether a measure finds the effect where its truth is known, however few the seeds."""
+    judged = tuple(judge(each, few=True) for each in measured)
     if not any(each.estimate.seeds for each in judged):
         return Control(what)
     verdict = together([each.verdict for each in judged])

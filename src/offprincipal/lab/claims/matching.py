@@ -1,0 +1,291 @@
+"""D4, and every other comparison of algorithms at equal learning rate, accuracy, KL or norm of the update.
+
+What it is: `study` measures the courses that ``lab matched`` left and holds each against RLVR's where both have come
+equally far, over laboratories, with intervals. What it is not: the training (``lab.courses``).
+
+Equal means: the largest value that both courses reach. Between two kept points a course is interpolated, linearly in
+the accuracy or in the logarithm of KL or norm; before its first kept point it is not known, and nothing is matched.
+Accuracy and KL are those of the weights rounded to bfloat16, the norm that of the float32 update.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offprincipal import survey
+from offprincipal.fanout import Engine, here
+from offprincipal.lab.claims.evidence import find, read_json
+from offprincipal.lab.claims.record import NotRun, Record
+from offprincipal.lab.claims.samples import Evidence
+from offprincipal.lab.claims.verdict import Measured, estimate
+from offprincipal.lab.claims.weights import control, judged_record
+from offprincipal.lab.courses import ALGORITHMS, Course
+from offprincipal.lab.ranking import per_token
+
+REFERENCE = ALGORITHMS[0]
+
+RATIOS = ("kl", "norm", "nss", "angle", "energy")
+"""Measured as logarithms: effects are ln(other / RLVR)."""
+
+DIFFERENCES = ("accuracy", "changed", "overlap")
+"""Measured as shares: effects are other minus RLVR."""
+
+MEASURES = (*DIFFERENCES, *RATIOS)
+
+MATCHES = ("learning rate", "accuracy", "kl", "norm")
+"""What is made equal; at equal learning rate the ends of both courses are compared."""
+
+LEAST_GAIN = 0.02
+"""Accuracy above the base's from which on two courses are matched in it (*ours*: twice the error of one figure)."""
+
+Point = Mapping[str, float | None]
+
+
+def study(folders: Sequence[Path], out: Path, *, engine: Engine = here) -> dict[str, Any] | None:
+    """Every course measured at its points, and each algorithm held against RLVR.
+
+    Args:
+        folders: laboratories, or folders of several.
+        out: comparisons are kept in ``out/matched``, so that it may be stopped and run again.
+        engine: where matrices are measured.
+
+    Returns:
+        ``points`` (laboratory, algorithm, learning rate, step, `MEASURES` and the gain of accuracy over the base's),
+        ``ends`` (per algorithm and rate every measure at the end) and ``pairs`` (per algorithm, rate and match every
+        effect, and ``by_lab`` those of each laboratory): means over laboratories with ``low`` and ``high`` (95 %) and
+        the number of ``labs``. None where no laboratory has courses.
+
+    Raises:
+        InputError: a record or a checkpoint cannot be read.
+    """
+    found: dict[str, dict[Course, list[dict[str, Any]]]] = {}
+    for lab in find(folders):
+        files = sorted((lab / "matched").glob("*/lr-*/run.json"))
+        if files:
+            name = f"seed-{read_json(lab / 'lab.json')['seed']}"
+            found[name] = dict(
+                _course(lab, read_json(file), file.parent, out / "matched" / name, engine) for file in files
+            )
+    if not found:
+        return None
+    order = sorted(
+        {c for lab in found.values() for c in lab}, key=lambda c: (ALGORITHMS.index(c.algorithm), c.learning_rate)
+    )
+    return {
+        "schema_version": 1,
+        "labs": sorted(found),
+        "ends": [_ends(course, found) for course in order],
+        "pairs": [pair for course in order if course.algorithm != REFERENCE for pair in _pairs(course, order, found)],
+        "points": [{"lab": lab, **vars(course), **point} for lab, each in sorted(found.items()) for course in order
+                   for point in each.get(course, [])],
+    }  # fmt: skip
+
+
+def _course(
+    lab: Path, record: Mapping[str, Any], folder: Path, out: Path, engine: Engine
+) -> tuple[Course, list[dict[str, Any]]]:
+    """A course and its points: accuracy and KL from its record, the weights by `survey.compare` with the base."""
+    course = Course(record["algorithm"], record["learning_rate"])
+    runs = {f"step-{point['step']}": folder / f"step-{point['step']}" / "master" for point in record["points"]}
+    place = out / f"{course.algorithm}-{course.learning_rate:g}"
+    weights = {run["label"]: run for run in survey.compare(lab / "base", runs, place, engine=engine).summary["runs"]}
+    return course, [_point(point, weights[f"step-{point['step']}"]) for point in record["points"]]
+
+
+def _point(judged: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
+    """One point in one line of numbers; None where something is not defined, as the energy of no change."""
+    before, after = (
+        sum(part["right"] + part["right_broken"] for part in judged[key].values())
+        / sum(part["samples"] for part in judged[key].values())
+        for key in ("accuracy_before", "accuracy_after")
+    )
+    angles = [angle for angle in weights["angle_mean_deg"].values() if angle > 0]
+    return {
+        "step": judged["step"],
+        "accuracy": after,
+        "gain": after - before,
+        "kl": per_token(judged["kl_arm_to_base"]),
+        "norm": weights["relative_delta_norm"],
+        "changed": 1 - weights["sparsity_bf16_linear"],
+        "nss": weights.get("nss_mean"),
+        "angle": math.exp(sum(map(math.log, angles)) / len(angles)) if angles else None,
+        "energy": weights.get("energy_principal_lift"),
+        "overlap": weights.get("overlap_principal_excess"),
+    }
+
+
+def _ends(course: Course, found: Mapping[str, Mapping[Course, list[dict[str, Any]]]]) -> dict[str, Any]:
+    """The last point of a course, over laboratories."""
+    last = [lab[course][-1] for lab in found.values() if lab.get(course)]
+    intervals = {key: _interval([point[key] for point in last], key, effect=False) for key in ("gain", *MEASURES)}
+    return {**vars(course), "labs": len(last), **intervals}
+
+
+def _pairs(
+    course: Course, known: Sequence[Course], found: Mapping[str, Mapping[Course, list[dict[str, Any]]]]
+) -> list[dict[str, Any]]:
+    """One algorithm at one rate against RLVR at that rate, or at its lowest where it has no such, in every match."""
+    rates = [each.learning_rate for each in known if each.algorithm == REFERENCE]
+    if not rates:
+        return []
+    same = course.learning_rate in rates
+    other = Course(REFERENCE, course.learning_rate if same else min(rates))
+    rows = []
+    for match in MATCHES if same else MATCHES[1:]:
+        met = {name: met for name, lab in sorted(found.items()) if course in lab and other in lab
+               and (met := meet(lab[course], lab[other], match)) is not None}  # fmt: skip
+        by_lab = {lab: {key: effect(key, own[key], rlvr[key]) for key in MEASURES} for lab, (own, rlvr) in met.items()}
+        effects = {key: _interval([each[key] for each in by_lab.values()], key) for key in MEASURES}
+        at = _interval([own[match] for own, _ in met.values()], match, effect=False) if match in MEASURES else None
+        rows.append({**vars(course), "rlvr_learning_rate": other.learning_rate, "match": match, "labs": len(met),
+                     "at": at, "effects": effects, "by_lab": by_lab})  # fmt: skip
+    return rows
+
+
+def effect(key: str, own: float | None, rlvr: float | None) -> float | None:
+    """How much more than RLVR: ln of the quotient for `RATIOS`, the difference for `DIFFERENCES`.
+
+    >>> effect("nss", 2.0, 1.0), effect("changed", 0.75, 0.5), effect("nss", 0.0, 1.0)
+    (0.6931471805599453, 0.25, None)
+    """
+    if own is None or rlvr is None:
+        return None
+    if key in DIFFERENCES:
+        return own - rlvr
+    return math.log(own / rlvr) if own > 0 and rlvr > 0 else None
+
+
+def meet(own: Sequence[Point], other: Sequence[Point], match: str) -> tuple[Point, Point] | None:
+    """Both courses where they are equal in `match`: at the largest value that both reach, or at their ends.
+
+    None where they are nowhere known to be equal: one is past the value at its first point, or, in accuracy, neither
+    gains `LEAST_GAIN`.
+
+    >>> a, b = ([dict.fromkeys((*RATIOS, *DIFFERENCES), x) for x in xs] for xs in ((1.0, 4.0), (1.0, 2.0)))
+    >>> [point["norm"] for point in meet(a, b, "norm")]
+    [2.0, 2.0]
+    """
+    if match == MATCHES[0]:
+        return own[-1], other[-1]
+    if match == "accuracy" and min(max(_number(p, "gain") for p in side) for side in (own, other)) < LEAST_GAIN:
+        return None
+    reach = min(max(_number(point, match) for point in side) for side in (own, other))
+    met = [at_value(side, match, reach) for side in (own, other)]
+    return None if met[0] is None or met[1] is None else (met[0], met[1])
+
+
+def _number(point: Point, key: str) -> float:
+    value = point.get(key)
+    return -math.inf if value is None else value
+
+
+def at_value(points: Sequence[Point], key: str, value: float) -> Point | None:
+    """A course where it first reaches a value of one of its measures, every measure interpolated.
+
+    >>> half = at_value([{"accuracy": 0.5, "nss": 1.0}, {"accuracy": 0.7, "nss": 4.0}], "accuracy", 0.6)
+    >>> round(half["nss"], 9)  # halfway, in the logarithm
+    2.0
+    """
+    at = next((number for number, point in enumerate(points) if _number(point, key) >= value), None)
+    if at is None or (at == 0 and _number(points[0], key) > value):
+        return None
+    low, high = points[max(at - 1, 0)], points[at]
+    if _number(high, key) == value:
+        return high
+    scale = _scale(key)
+    start, end = scale(low[key]), scale(high[key])
+    if start is None or end is None:
+        return None
+    share = ((scale(value) or 0.0) - start) / (end - start)
+    return {name: _between(name, low.get(name), high.get(name), share) for name in high}
+
+
+def _scale(key: str) -> Callable[[float | None], float | None]:
+    """The scale on which a measure is interpolated: logarithmic for `RATIOS`."""
+    if key not in RATIOS:
+        return lambda x: x
+    return lambda x: math.log(x) if x is not None and x > 0 else None
+
+
+def _between(key: str, low: float | None, high: float | None, share: float) -> float | None:
+    scale = _scale(key)
+    start, end = scale(low), scale(high)
+    if start is None or end is None:
+        return None
+    value = start + share * (end - start)
+    return math.exp(value) if key in RATIOS else value
+
+
+def _interval(values: Sequence[float | None], key: str, *, effect: bool = True) -> dict[str, Any] | None:
+    """Mean over laboratories with its 95 % interval, and in words; None where no laboratory has a value."""
+    known = [np.array([value]) for value in values if value is not None]
+    if not known:
+        return None
+    found = estimate(known)
+    numbers = {"mean": found.mean, "low": found.low, "high": found.high, "labs": found.seeds}
+    return {**numbers, "shown": shown(numbers, key, effect=effect)}
+
+
+def shown(found: Mapping[str, Any], key: str, *, effect: bool = True) -> str:
+    """A mean with its interval: points for shares, quotients for effects on ratios, plain numbers otherwise.
+
+    >>> shown({"mean": 0.0, "low": -0.1, "high": 0.1}, "nss")
+    'x1.00 [0.90, 1.11]'
+    >>> shown({"mean": 0.5, "low": None, "high": None}, "changed"), shown({"mean": 0.25}, "kl", effect=False)
+    ('+50.0', '0.25')
+    """
+    numbers = [found[name] for name in ("mean", "low", "high") if found.get(name) is not None]
+    if key not in RATIOS:
+        texts = [f"{100 * number:{'+' if effect else ''}.{2 if key == 'overlap' else 1}f}" for number in numbers]
+    elif effect:
+        texts = [f"{math.exp(number):.2f}" for number in numbers]
+    else:
+        texts = [f"{number:.3g}" for number in numbers]
+    first = ("x" if effect and key in RATIOS else "") + texts[0]
+    return first + (f" [{texts[1]}, {texts[2]}]" if len(texts) == 3 else "")
+
+
+def d4(found: Mapping[str, Any], algorithm: str = "sft", factor: float = 1.0) -> tuple[Measured, ...]:
+    """SFT turns subspaces and moves the spectrum more than RLVR where both are equally accurate, and of equal norm.
+
+    A unit is a laboratory, its values are the learning rates at which both gained.
+
+    Args:
+        found: what `study` gives.
+        algorithm: which stands for SFT.
+        factor: by which its angles and shifts are multiplied, to plant the effect.
+    """
+    pairs = {match: [row for row in found["pairs"] if (row["algorithm"], row["match"]) == (algorithm, match)]
+             for match in ("accuracy", "norm")}  # fmt: skip
+
+    def sample(match: str, key: str) -> list[np.ndarray]:
+        by_lab = [[row["by_lab"][lab][key] for row in pairs[match] if lab in row["by_lab"]] for lab in found["labs"]]
+        return [math.log(factor) + np.array([x for x in values if x is not None]) for values in by_lab]
+
+    kinds = (("angle", "largest angle", 1.5), ("nss", "NSS", 3.0))  # what counts is what counts in D1 and D2
+    return tuple(
+        Measured(f"ln({words} of SFT / of RLVR) at equal accuracy", sample("accuracy", key),
+                 {"equal norm": sample("norm", key)}, ("equal norm",), math.log(least))
+        for key, words, least in kinds
+    )  # fmt: skip
+
+
+def judge_d4(evidence: Evidence, engine: Engine = here) -> Record:
+    """D4 beside a control: SFT's angles and shifts multiplied by ten."""
+    folders = [seed.folder for seed in evidence.seeds if seed.folder]
+    found = study(folders, evidence.out, engine=engine) if evidence.out and folders else None
+    if not found or not any(len(values) for values in d4(found)[0].sample):
+        missing = "SFT and RLVR at matched accuracy (the paper's own pair is unireason-rl of offprincipal reproduce)"
+        raise NotRun(missing, f"offprincipal lab matched {evidence.asked}")
+    planted = control("SFT's angles and shifts multiplied by 10", d4(found, factor=10.0), wanted=True)
+    rates = sorted({row["learning_rate"] for row in found["pairs"] if row["algorithm"] == "sft"})
+    settings = {"labs": found["labs"], "learning rates": rates, "matched on": "the test half, either format"}
+    return judged_record("D4", d4(found), evidence, positive=planted, settings=settings)
+
+
+def claims(engine: Engine = here) -> Sequence[tuple[str, Callable[[Evidence], Record]]]:
+    """The claim about matched runs, by id."""
+    return [("D4", lambda evidence: judge_d4(evidence, engine))]
