@@ -196,10 +196,12 @@ def test_flags_are_frozen():
         "mask combine": ["--json", "--out"],
         "mask map-back": ["--base", "--json", "--offline", "--out"],
         "cache": ["--clear", "--json"],
-        "lab run": ["--intervene", "--json", "--neurons", "--out", "--preset", "--seed"],
+        "lab run": ["--intervene", "--json", "--minutes", "--neurons", "--out", "--preset", "--seed"],
         "lab claims": ["--jobs", "--json", "--out", "--publish", "--seed"],
-        "lab matched": ["--algorithms", "--jobs", "--json", "--out"],
-        "lab arms": ["--arms", "--jobs", "--json", "--lr", "--out", "--preset", "--rank", "--seed", "--seeds"],
+        "lab matched": ["--algorithms", "--jobs", "--json", "--minutes", "--out"],
+        "lab arms": [
+            "--arms", "--jobs", "--json", "--lr", "--minutes", "--out", "--preset", "--rank", "--seed", "--seeds",
+        ],
     }  # fmt: skip
 
 

@@ -17,14 +17,22 @@ def lab() -> None:
     """The laboratory: a world small enough to know the answer (extra: offprincipal[lab])."""
 
 
+_MINUTES = click.option(
+    "--minutes", type=float, help="Stop cleanly after so many (exit 130); the same command goes on there."
+)
+
+
 @lab.command("run", epilog="Example: offprincipal lab run --preset tiny -o lab")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the checkpoints.")
 @click.option("--preset", default="tiny", show_default=True, help="Size of the world: micro, mini, tiny or small.")
 @click.option("--seed", default=0, show_default=True, help="Decides problems, weights, order and samples.")
 @click.option("--intervene", is_flag=True, help="Then RLVR again from a rotated and a permuted base, and compare.")
 @click.option("--neurons", is_flag=True, help="With --intervene: a third base, its MLP neurons in another order.")
+@_MINUTES
 @click.option("--json", "json_", is_flag=True, help="Print every arm's record as JSON on stdout.")
-def lab_run(out: Path, preset: str, seed: int, intervene: bool, neurons: bool, json_: bool) -> None:
+def lab_run(
+    out: Path, preset: str, seed: int, intervene: bool, neurons: bool, minutes: float | None, json_: bool
+) -> None:
     """Train a base and its arms (SFT, off-distribution SFT, two RLVR) into folders. Safe to stop and run again."""
     from offprincipal.lab.progress import show_progress
     from offprincipal.lab.run import run_lab
@@ -33,16 +41,16 @@ def lab_run(out: Path, preset: str, seed: int, intervene: bool, neurons: bool, j
     if neurons and not intervene:
         raise UsageError("permute neurons", "--neurons was given alone", "give --intervene as well")
     if intervene:
-        _intervene(out, preset, seed, neurons, json_)
+        _intervene(out, json_, preset=preset, seed=seed, neurons=neurons, minutes=minutes)
         return
     with show_progress(notes) as progress:
-        run = run_lab(out, preset=preset, seed=seed, progress=progress)
+        run = run_lab(out, preset=preset, seed=seed, progress=progress, minutes=minutes)
     if json_:
         as_json(run.records)
     notes.print(f"checkpoints: {run.out}")
 
 
-def _intervene(out: Path, preset: str, seed: int, neurons: bool, json_: bool) -> None:
+def _intervene(out: Path, json_: bool, **options: Any) -> None:
     """The laboratory with its interventions, and their table."""
     from offprincipal.lab.intervene import run_interventions
     from offprincipal.lab.overlaps import print_interventions
@@ -50,7 +58,7 @@ def _intervene(out: Path, preset: str, seed: int, neurons: bool, json_: bool) ->
     from offprincipal.terminal import notes
 
     with show_progress(notes) as progress:
-        run = run_interventions(out, preset, seed, neurons=neurons, progress=progress)
+        run = run_interventions(out, progress=progress, **options)
     if json_:
         as_json({**run.lab.records, "interventions": run.answer})
     else:
@@ -80,6 +88,7 @@ def _list(kind: type) -> Any:
 @click.option("--seeds", default="0", show_default=True, callback=_list(int), help="Seeds of the runs.")
 @click.option("--rank", default=8, show_default=True, help="Of the adapters.")
 @click.option("-j", "--jobs", default=1, show_default=True, help="Worker processes, one run and one thread each.")
+@_MINUTES
 @click.option("--json", "json_", is_flag=True, help="Print the ranking as JSON on stdout.")
 def lab_arms(out: Path, json_: bool, arms: tuple[str, ...], **options: Any) -> None:
     """RLVR from one base, by other rules about which weights may move: dense, masked, adapters. Safe to run again.
@@ -110,9 +119,15 @@ def lab_arms(out: Path, json_: bool, arms: tuple[str, ...], **options: Any) -> N
     "--algorithms", default="", callback=_list(str), help="Which, with commas between; default: all of them."
 )
 @click.option("-j", "--jobs", type=int, help="Worker processes, one thread each; default: one per core.")
+@_MINUTES
 @click.option("--json", "json_", is_flag=True, help="Print matched.json on stdout.")
 def lab_matched(
-    directories: tuple[Path, ...], out: Path | None, algorithms: tuple[str, ...], jobs: int | None, json_: bool
+    directories: tuple[Path, ...],
+    out: Path | None,
+    algorithms: tuple[str, ...],
+    jobs: int | None,
+    minutes: float | None,
+    json_: bool,
 ) -> None:
     """Other algorithms beside RLVR at equal learning rate, accuracy, KL and norm. Safe to stop and run again.
 
@@ -130,7 +145,8 @@ def lab_matched(
     target = out or directories[0] / "claims"
     engine = fanout.engine("processes", min(os.cpu_count() or 1, 8) if jobs is None else jobs)
     with show_progress(notes) as progress:
-        labs = run_matched(directories, algorithms=algorithms or ALGORITHMS, engine=engine, progress=progress)
+        which = algorithms or ALGORITHMS
+        labs = run_matched(directories, algorithms=which, engine=engine, progress=progress, minutes=minutes)
     answer = study(labs, target, engine=engine)
     assert answer is not None  # every laboratory has its courses now
     written = write(answer, target)

@@ -17,6 +17,7 @@ from offprincipal import fanout
 from offprincipal.errors import UsageError
 from offprincipal.lab.cell import Cell, train_cell
 from offprincipal.lab.kinds import ADAPTERS, ARMS, DRAWS, mask_set
+from offprincipal.lab.parts import limit, stopped, until_over
 from offprincipal.lab.progress import Progress, silent
 from offprincipal.lab.ranking import rank_arms
 from offprincipal.lab.run import NEEDED, claim, open_lab
@@ -50,6 +51,7 @@ def run_arms(
     alpha: float | None = None,
     jobs: int = 1,
     progress: Progress = silent,
+    minutes: float | None = None,
 ) -> ArmsRun:
     """Train every arm at every learning rate and seed into ``out/arms/``, skipping what is finished there.
 
@@ -71,24 +73,36 @@ def run_arms(
         jobs: worker processes, one run and one thread each; the bytes are the same with any number of them.
         progress: called as ``progress("arms", done, total)`` after every run; with one job, with the folder of the run
             after every step of it, too.
+        minutes: begin no run after so many; the same call goes on with the next.
 
     Raises:
         UsageError: an unknown arm or preset, a number that makes no sense, or a package of the extra is missing.
         InputError: ``out`` holds something else, such as adapters of another rank.
         CheckFailed: an arm did not train what it says; nothing of it is written.
+        parts.Stopped: the minutes are over; what was begun is finished, and the table written.
     """
     out, alpha = Path(out), 2.0 * rank if alpha is None else alpha
     _refuse(arms, learning_rates, seeds, rank, jobs)
-    settings = open_lab(out, preset, seed, progress, needed=(*NEEDED, "peft"))
-    mark = {"schema_version": 1, "rank": rank, "alpha": alpha}
-    claim(out / "arms", "arms.json", mark, f"run the arms in {str(out / 'arms')!r}")
-    cells = [cell for cell in _grid(arms, learning_rates or None, seeds, settings) if not _done(out, cell)]
-    for arm in dict.fromkeys(cell.arm for cell in cells):
-        mask_set(arm, out)  # before the workers start, which would make them at the same time
-    train = partial(train_cell, out=out, preset=settings, seed=seed, size=(rank, alpha))
-    train = partial(train, progress=progress) if jobs == 1 else train
-    for done, _ in enumerate(fanout.engine("processes", jobs)(train, cells), 1):
-        progress("arms", done, len(cells))
+    with limit(minutes):
+        settings = open_lab(out, preset, seed, progress, needed=(*NEEDED, "peft"))
+        mark = {"schema_version": 1, "rank": rank, "alpha": alpha}
+        claim(out / "arms", "arms.json", mark, f"run the arms in {str(out / 'arms')!r}")
+        cells = [cell for cell in _grid(arms, learning_rates or None, seeds, settings) if not _done(out, cell)]
+        for arm in dict.fromkeys(cell.arm for cell in cells):
+            mask_set(arm, out)  # before the workers start, which would make them at the same time
+        train = partial(train_cell, out=out, preset=settings, seed=seed, size=(rank, alpha))
+        train = partial(train, progress=progress) if jobs == 1 else train
+        done = 0
+        for done, _ in enumerate(fanout.engine("processes", jobs)(train, until_over(cells)), 1):
+            progress("arms", done, len(cells))
+        ran = _ranked(out)
+        if done < len(cells):
+            raise stopped("the arms", f"after {done} of {len(cells)} runs")
+    return ran
+
+
+def _ranked(out: Path) -> ArmsRun:
+    """What is there, ranked; the table is written."""
     records = tuple(json.loads(file.read_text()) for file in sorted((out / "arms").glob("*/lr-*/seed-*/run.json")))
     ranking = rank_arms(records)
     partial_file = out / "arms" / ".ranking.json.partial"

@@ -26,6 +26,7 @@ from offprincipal.lab.overlaps import (
     finest,
     summarise,
 )
+from offprincipal.lab.parts import limit
 from offprincipal.lab.progress import Progress, silent
 from offprincipal.lab.quiet import stage_seed
 from offprincipal.lab.rlvr import run_grpo
@@ -80,7 +81,13 @@ class Interventions:
 
 
 def run_interventions(
-    out: Path, preset: str | Preset = "tiny", seed: int = 0, *, neurons: bool = False, progress: Progress = silent
+    out: Path,
+    preset: str | Preset = "tiny",
+    seed: int = 0,
+    *,
+    neurons: bool = False,
+    progress: Progress = silent,
+    minutes: float | None = None,
 ) -> Interventions:
     """Train the laboratory, then the run of ``rlvr-1`` again from changed bases, skipping what is finished.
 
@@ -95,17 +102,20 @@ def run_interventions(
         seed: of the laboratory; rotation and orders are drawn from it as well.
         neurons: a third base, with the hidden neurons of one MLP in another order.
         progress: called as ``progress(stage, done, total)`` after every step.
+        minutes: stop after so many, at the end of a step; the same call goes on there (`parts`).
 
     Raises:
         UsageError: an unknown preset, or the extra ``lab`` is not installed.
         InputError: ``out`` holds something else, such as a run of another preset or seed, or cannot be written.
         CheckFailed: a changed base is not the same function; nothing of it is kept.
+        parts.Stopped: the minutes are over.
     """
-    lab = run_lab(out, preset, seed, progress)
-    names = ["rotate", "permute", *(["neurons"] if neurons else [])]
-    _train(lab, lab.out / INTERVENTIONS / OTHER_SEED, lab.out / "base", stage_seed(seed, OTHER_SEED), progress)
-    for name in names:
-        _intervene(lab, name, progress)
+    with limit(minutes):
+        lab = run_lab(out, preset, seed, progress)
+        names = ["rotate", "permute", *(["neurons"] if neurons else [])]
+        _train(lab, lab.out / INTERVENTIONS / OTHER_SEED, lab.out / "base", stage_seed(seed, OTHER_SEED), progress)
+        for name in names:
+            _intervene(lab, name, progress)
     answer = _answer(lab, names, progress)
     write_file(lab.out / INTERVENTIONS / "interventions.json", (json.dumps(answer, indent=1) + "\n").encode())
     return Interventions(lab, answer)

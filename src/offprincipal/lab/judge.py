@@ -187,3 +187,13 @@ def loaded(folder: Path, preset: Preset) -> "tuple[Qwen3ForCausalLM, PreTrainedT
 
 def _counts(answers: Answers) -> dict[str, int]:
     return {"samples": answers.samples, "right": answers.right, "right_broken": answers.right_broken}
+
+
+def accuracy(families: Mapping[str, Mapping[str, int]]) -> float:
+    """Share of right answers, all families together."""
+    return sum(part["right"] for part in families.values()) / sum(part["samples"] for part in families.values())
+
+
+def per_token(families: Mapping[str, Mapping[str, float]]) -> float:
+    """Nats per token, all families together."""
+    return sum(part["nats"] for part in families.values()) / sum(part["tokens"] for part in families.values())

@@ -16,6 +16,7 @@ from offprincipal.errors import InputError, UsageError
 from offprincipal.fanout import Engine, here
 from offprincipal.lab.claims.evidence import find, read_json
 from offprincipal.lab.courses import ALGORITHMS, Course, courses, train_course
+from offprincipal.lab.parts import limit, stopped, until_over
 from offprincipal.lab.progress import Progress, silent
 from offprincipal.lab.run import NEEDED, need_extra
 from offprincipal.lab.settings import Preset, preset_of
@@ -31,6 +32,7 @@ def run_matched(
     algorithms: tuple[str, ...] = ALGORITHMS,
     engine: Engine = here,
     progress: Progress = silent,
+    minutes: float | None = None,
 ) -> list[Path]:
     """Train every course of these laboratories, skipping what is finished there; returns the laboratories.
 
@@ -39,11 +41,13 @@ def run_matched(
         algorithms: some of `courses.ALGORITHMS`.
         engine: where courses are trained, each on one thread; the bytes are the same wherever.
         progress: called as ``progress("matched", done, total)`` after every course.
+        minutes: begin no course after so many; the same call goes on with the next.
 
     Raises:
         UsageError: an unknown algorithm, or a package of the extra is missing.
         InputError: there is no laboratory, or its base is missing.
         CheckFailed: a base has no right answer to train on.
+        parts.Stopped: the minutes are over; what was begun is finished.
     """
     unknown = [name for name in algorithms if name not in ALGORITHMS]
     if unknown or not algorithms:
@@ -63,8 +67,12 @@ def run_matched(
     if not labs:
         asked = f"train matched arms in {', '.join(str(folder) for folder in folders)}"
         raise InputError(asked, "there is no laboratory", "run offprincipal lab run first")
-    for done, _ in enumerate(engine(_train, todo), 1):
-        progress("matched", done, len(todo))
+    done = 0
+    with limit(minutes):
+        for done, _ in enumerate(engine(_train, until_over(todo)), 1):
+            progress("matched", done, len(todo))
+        if done < len(todo):
+            raise stopped("the matched arms", f"after {done} of {len(todo)} courses")
     return labs
 
 

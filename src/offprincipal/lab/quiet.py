@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from offprincipal.lab.parts import train_part
+
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
@@ -102,7 +104,7 @@ def scratch() -> Iterator[str]:
 
 
 def train(trainer: "Trainer", stage: str, progress: "Progress") -> None:
-    """Run a trainer to its end, telling the progress of its steps and nothing else."""
+    """Run a trainer to its end, or until its time is over (`parts`), telling the progress of its steps alone."""
     from transformers import PrinterCallback, TrainerCallback
 
     class Tell(TrainerCallback):
@@ -118,4 +120,4 @@ def train(trainer: "Trainer", stage: str, progress: "Progress") -> None:
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Tell())
-    trainer.train()
+    train_part(trainer, stage)

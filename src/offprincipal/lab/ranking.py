@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from offprincipal.lab.claims.verdict import MIN_SEEDS, estimate
+from offprincipal.lab.judge import accuracy, per_token
 
 REFERENCES = ("dense", "lora")
 """The arms that every other one is held against, each at its best rate on validation."""
@@ -111,16 +112,6 @@ def _row(arm: str, rate: float, group: Group) -> dict[str, Any]:
         "optimizer_bytes": group[0]["optimizer_bytes"],
         "seconds_training": _mean([record["seconds_training"] for record in group]),
     }
-
-
-def accuracy(families: Mapping[str, Mapping[str, int]]) -> float:
-    """Share of right answers, all families together."""
-    return sum(part["right"] for part in families.values()) / sum(part["samples"] for part in families.values())
-
-
-def per_token(families: Mapping[str, Mapping[str, float]]) -> float:
-    """Nats per token, all families together."""
-    return sum(part["nats"] for part in families.values()) / sum(part["tokens"] for part in families.values())
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -17,6 +17,7 @@ import torch
 import offprincipal
 from offprincipal.errors import InputError, UsageError
 from offprincipal.lab.judge import compare_arms
+from offprincipal.lab.parts import check, kept_in, limit
 from offprincipal.lab.pretrain import pretrain
 from offprincipal.lab.progress import Progress, silent
 from offprincipal.lab.quiet import quiet, stage_seed
@@ -41,7 +42,14 @@ class LabRun:
     records: dict[str, dict[str, Any]]
 
 
-def run_lab(out: Path, preset: str | Preset = "tiny", seed: int = 0, progress: Progress = silent) -> LabRun:
+def run_lab(
+    out: Path,
+    preset: str | Preset = "tiny",
+    seed: int = 0,
+    progress: Progress = silent,
+    *,
+    minutes: float | None = None,
+) -> LabRun:
     """Train the base and its arms into ``out``, skipping what is finished there.
 
     ``out/<stage>/`` is a Hugging Face folder in bfloat16 with its float32 weights in ``master/`` and its settings,
@@ -54,16 +62,19 @@ def run_lab(out: Path, preset: str | Preset = "tiny", seed: int = 0, progress: P
         preset: a name of `offprincipal.lab.settings.PRESETS`, or a preset of your own.
         seed: decides problems, first weights, order and samples, each through a hash with the stage's name.
         progress: called as ``progress(stage, done, total)`` after every step.
+        minutes: stop after so many, at the end of a step; the same call goes on there (`parts`).
 
     Raises:
         UsageError: an unknown preset, or the extra ``lab`` is not installed.
         InputError: ``out`` holds something else, such as a run of another preset or seed, or cannot be written.
+        parts.Stopped: the minutes are over.
     """
     out = Path(out)
-    settings = open_lab(out, preset, seed, progress)
-    for stage in ARMS:
-        if not (out / stage).exists():
-            _run_stage(out, stage, settings, seed, progress)
+    with limit(minutes):
+        settings = open_lab(out, preset, seed, progress)
+        for stage in ARMS:
+            if not (out / stage).exists():
+                _run_stage(out, stage, settings, seed, progress)
     folders = {stage: out / stage for stage in STAGES}
     records = {stage: json.loads((folder / "run.json").read_text()) for stage, folder in folders.items()}
     return LabRun(out, settings, seed, folders, records)
@@ -147,6 +158,8 @@ def write_stage(
 ) -> None:
     """Train, judge and write one stage; it appears under its name only when it is whole.
 
+    A stage that was stopped goes on where it was (`parts`); its seconds are then those of the last part.
+
     Args:
         folder: of the stage, named like it.
         base: which it is judged against; None for itself.
@@ -158,24 +171,26 @@ def write_stage(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     started = time.monotonic()
-    with quiet(own):
-        model, tokenizer = train()
-        trained = time.monotonic()
-        save_arm(model, tokenizer, partial)
-        record = {
-            "stage": folder.name,
-            "seed": seed,
-            "stage_seed": own,
-            "settings": dataclasses.asdict(preset),
-            "versions": versions(),
-            "threads": torch.get_num_threads(),
-            "parameters": model.num_parameters(),
-            "seconds_training": round(trained - started, 1),
-            **compare_arms(base or partial, partial, preset, data_seed=seed),
-            "seconds": round(time.monotonic() - started, 1),
-        }
-    (partial / "run.json").write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(partial, folder)
+    check(folder.name, "before it began")
+    with kept_in(folder.with_name(f".{folder.name}.training")):
+        with quiet(own):
+            model, tokenizer = train()
+            trained = time.monotonic()
+            save_arm(model, tokenizer, partial)
+            record = {
+                "stage": folder.name,
+                "seed": seed,
+                "stage_seed": own,
+                "settings": dataclasses.asdict(preset),
+                "versions": versions(),
+                "threads": torch.get_num_threads(),
+                "parameters": model.num_parameters(),
+                "seconds_training": round(trained - started, 1),
+                **compare_arms(base or partial, partial, preset, data_seed=seed),
+                "seconds": round(time.monotonic() - started, 1),
+            }
+        (partial / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(partial, folder)
 
 
 def versions() -> dict[str, str]:

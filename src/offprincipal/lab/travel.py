@@ -11,8 +11,9 @@ from typing import Any
 from offprincipal import survey
 from offprincipal.fanout import Engine, here
 from offprincipal.lab.claims.evidence import arm_records, find, read_json
+from offprincipal.lab.judge import PARTS, accuracy, per_token
 from offprincipal.lab.kinds import ADAPTERS
-from offprincipal.lab.ranking import PARTS, accuracy, per_token, rank_arms
+from offprincipal.lab.ranking import rank_arms
 
 KEYS = (
     "relative_delta_norm", "sparsity_bf16_linear", "nss_mean", "energy_left_lift", "energy_right_lift",

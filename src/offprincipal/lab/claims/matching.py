@@ -23,7 +23,7 @@ from offprincipal.lab.claims.samples import Evidence
 from offprincipal.lab.claims.verdict import Measured, estimate
 from offprincipal.lab.claims.weights import control, judged_record
 from offprincipal.lab.courses import ALGORITHMS, Course
-from offprincipal.lab.ranking import per_token
+from offprincipal.lab.judge import per_token
 
 REFERENCE = ALGORITHMS[0]
 

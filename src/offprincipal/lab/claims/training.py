@@ -16,6 +16,7 @@ from offprincipal.lab.claims.record import NotRun, Record
 from offprincipal.lab.claims.samples import Evidence, Row, log_ratio
 from offprincipal.lab.claims.verdict import Measured, Sample
 from offprincipal.lab.claims.weights import judged_record
+from offprincipal.lab.judge import per_token
 
 GAIN, CLOSE = 0.01, 0.02
 """Least difference of accuracy that counts, and what counts as equal (*ours*): one point, two points."""
@@ -149,13 +150,9 @@ def table(evidence: Evidence) -> dict[str, Any]:
     for record in evidence.arms:
         cells.setdefault(f"{record['arm']} at {record['learning_rate']:g}", []).append(record)
     return {name: {"accuracy": float(np.mean([accuracy(r, "test") for r in found])),
-                   "kl_arm_to_base": float(np.mean([_kl(r) for r in found])), "units": len(found)}
+                   "kl_arm_to_base": float(np.mean([per_token(r["test"]["kl_arm_to_base"]) for r in found])),
+                   "units": len(found)}
             for name, found in sorted(cells.items())}  # fmt: skip
-
-
-def _kl(record: Row) -> float:
-    found = record["test"]["kl_arm_to_base"].values()
-    return sum(each["nats"] for each in found) / sum(each["tokens"] for each in found)
 
 
 def weigh_arms(id_: str, measure: Callable[[Evidence], tuple[Measured, ...]], evidence: Evidence) -> Record:
