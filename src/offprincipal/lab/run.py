@@ -77,7 +77,7 @@ def open_lab(out: Path, preset: str | Preset, seed: int, progress: Progress, nee
         InputError: ``out`` holds something else, or cannot be written.
     """
     settings = find_preset(preset) if isinstance(preset, str) else preset
-    _need_extra(needed)
+    need_extra(needed)
     asked = f"run the laboratory in {str(out)!r}"
     claim(out, "lab.json", {"schema_version": 1, "seed": seed, "preset": dataclasses.asdict(settings)}, asked)
     if not (out / "base").exists():
@@ -85,7 +85,12 @@ def open_lab(out: Path, preset: str | Preset, seed: int, progress: Progress, nee
     return settings
 
 
-def _need_extra(needed: Sequence[str]) -> None:
+def need_extra(needed: Sequence[str]) -> None:
+    """Raise unless these packages are installed.
+
+    Raises:
+        UsageError: one is not.
+    """
     for name in needed:
         try:
             importlib.metadata.version(name)
