@@ -85,12 +85,8 @@ def open_lab(out: Path, preset: str | Preset, seed: int, progress: Progress, nee
     return settings
 
 
-def need_extra(needed: Sequence[str]) -> None:
-    """Raise unless these packages are installed.
-
-    Raises:
-        UsageError: one is not.
-    """
+def need_extra(needed: Sequence[str] = NEEDED) -> None:
+    """Refuse to begin without these packages of the extra ``lab``."""
     for name in needed:
         try:
             importlib.metadata.version(name)

@@ -12,7 +12,7 @@ from offprincipal import survey
 from offprincipal.fanout import Engine, here
 from offprincipal.lab import draws, forgetting, kl_paths
 from offprincipal.lab.claims.evidence import arm_records, find, read_json
-from offprincipal.lab.kinds import ADAPTERS
+from offprincipal.lab.kinds import ADAPTERS, DRAWS
 from offprincipal.lab.ranking import PARTS, accuracy, per_token, rank_arms
 
 STAGES = ("sft", "sft-off", "rlvr-1", "rlvr-2")
@@ -36,11 +36,12 @@ def study(folders: Sequence[Path], out: Path, *, engine: Engine = here) -> dict[
         engine: where matrices are measured.
 
     Returns:
-        ``seed`` of the laboratory, ``settings`` of the runs, ``arms`` (rows of `rank_arms` with ``adapter``: is it
-        one; chosen ones with ``travel``: the means of `KEYS` over run seeds, ``forgotten``: `forgetting.over_seeds`,
-        ``kl_path``: `kl_paths.to_dense`, None for dense itself), ``points`` (arm, learning rate, run seed,
-        accuracies, KL), ``forgetting`` (the texts, what the base and the arms lose on them, and what the stages of
-        ``lab run`` forgot), ``kl_path_null`` (`kl_paths.between_seeds`) and ``draws`` (`draws.spread`);
+        ``seed`` of the laboratory, ``settings`` of the runs, ``arms``: rows of `rank_arms` with ``adapter``: is it
+        one, and ``draw``: is it another draw of random; chosen ones with ``travel``: the means of `KEYS` over run
+        seeds, ``forgotten``: `forgetting.over_seeds`, and ``kl_path``: `kl_paths.to_dense`, None for dense itself;
+        ``points`` (arm, learning rate, run seed, accuracies, KL), ``forgetting`` (the texts, what the base and the
+        arms lose on them, and what the stages of ``lab run`` forgot), ``kl_path_null`` (`kl_paths.between_seeds`) and
+        ``draws`` (`draws.spread`);
         None where no laboratory has arms.
 
     Raises:
@@ -57,7 +58,7 @@ def study(folders: Sequence[Path], out: Path, *, engine: Engine = here) -> dict[
 def _study(lab: Path, records: Sequence[Record], out: Path, engine: Engine) -> dict[str, Any]:
     rows, mark = rank_arms(records), read_json(lab / "lab.json")
     for row in rows:
-        row["adapter"] = row["arm"] in ADAPTERS
+        row.update(adapter=row["arm"] in ADAPTERS, draw=row["arm"] in DRAWS)
     best = {row["arm"]: _own(row, records) for row in rows if row["chosen"]}
     dense = best.get("dense", [])
     for row in rows:
