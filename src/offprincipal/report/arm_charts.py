@@ -82,7 +82,7 @@ def _colour(rows: Sequence[Row]) -> alt.Color:
     return alt.Color("name:N", title=None, sort=None, scale=run_scale(names, *before), legend=legend)
 
 
-def _base(rows: Sequence[Row]) -> alt.LayerChart:
+def _base(rows: Sequence[Row]) -> alt.LayerChart | alt.FacetChart:
     """The base before any arm: what lies below it unlearned."""
     wrong = 1 - rows[0]["test_before"]
     one = alt.Chart(alt.sequence(1))

@@ -86,7 +86,7 @@ def _estimated(at: dict[str, Any], mark: str, found: Row) -> Iterator[dict[str, 
         yield at | {"mark": mark, "value": found["mean"], "low": found["low"], "high": found["high"], "told": told}
 
 
-def _panel(unit: str, rows: Sequence[Row]) -> alt.LayerChart:
+def _panel(unit: str, rows: Sequence[Row]) -> alt.LayerChart | alt.FacetChart:
     """Zero, intervals, points and numbers of one unit."""
     order = list(dict.fromkeys(row["row"] for row in rows if row["unit"] == unit))
     axis = alt.Axis(ticks=False, domain=False, grid=True, labelLimit=420, minExtent=400, maxExtent=400,
