@@ -62,6 +62,10 @@ def test_the_study_weighs_each_arm_at_its_best_rate(finished: arms.ArmsRun, lab:
         assert row["travel"]["relative_delta_norm"] > 0
         assert row["adapter"] == (row["arm"] in ADAPTERS)
         assert set(row["travel"]) <= set(KEYS)
+        assert row["forgotten"]["all"]["seeds"] == 1
+        assert (row["kl_path"] is None) == (row["arm"] == "dense")
+    assert len(found["forgetting"]["runs"]) == len(ARMS)
+    assert found["forgetting"]["stages"] == {}
     off = next(row for row in found["arms"] if row["arm"] == "off-principal")
     assert off["travel"]["energy_principal_lift"] < 1e-6
     shutil.copytree(lab / "base", tmp_path / "bare" / "base")

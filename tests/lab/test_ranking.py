@@ -41,6 +41,7 @@ def test_arms_are_ranked_by_validation_and_test_decides_nothing() -> None:
     assert (last["validation"], last["validation_range"], last["seeds"]) == (0.55, [0.5, 0.6], [0, 1])
     assert (last["validation_before"], last["test_before"], last["test"]) == (0.4, 0.4, 0.9)
     assert last["kl_arm_to_base"] == 6 / 40
+    assert [row["edge"] for row in rows] == ["largest", "only", "smallest"]
 
 
 def test_the_table_shows_gain_range_and_cost() -> None:
@@ -48,6 +49,7 @@ def test_the_table_shows_gain_range_and_cost() -> None:
     print_ranking(rank_arms(RECORDS), Console(file=page, width=190))
     for words in (
         "lora *",
+        "0.001 ^",
         "safe *",
         "55.0 [50.0, 60.0]",
         "+20.0",

@@ -193,6 +193,8 @@ def lab_claims(
 
 def _publish(answer: dict[str, Any], directories: tuple[Path, ...], target: Path, out: Path, engine: Any) -> None:
     """The study as a folder, without the folders of this machine."""
+    from offprincipal.lab import coordinates
+    from offprincipal.lab.claims import matching
     from offprincipal.lab.claims.scoreboard import markdown
     from offprincipal.lab.travel import study
     from offprincipal.report.study import publish
@@ -200,4 +202,6 @@ def _publish(answer: dict[str, Any], directories: tuple[Path, ...], target: Path
     hide = {lab["folder"]: f"lab/{lab['name']}" for lab in answer["laboratories"]}
     hide |= {str(folder.resolve()): "lab" for folder in directories} | {str(target.resolve()): "out/claims"}
     hide |= {str(out.resolve()): "docs/results"}
-    publish(answer, markdown(answer), study(directories, target, engine=engine), out, hide=hide)
+    arms, moved = study(directories, target, engine=engine), coordinates.study(directories)
+    matched = matching.study(directories, target, engine=engine)
+    publish(answer, markdown(answer), arms, out, hide=hide, moved=moved, matched=matched)

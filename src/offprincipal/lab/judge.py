@@ -58,11 +58,16 @@ def held_out(family: str, count: int, *, data_seed: int, part: str | None = None
     if part is not None and part not in PARTS:
         raise UsageError("choose held-out problems", f"there is no part {part!r}", f"choose from {PARTS}")
     drawn = (make_item(family, seed=data_seed, split="heldout", index=index).prompt for index in itertools.count())
-    wanted = (prompt for prompt in drawn if part is None or _part_of(prompt) == part)
+    wanted = (prompt for prompt in drawn if part is None or part_of(prompt) == part)
     return list(itertools.islice(wanted, count))
 
 
-def _part_of(prompt: str) -> str:
+def part_of(prompt: str) -> str:
+    """Which of `PARTS` a held-out problem belongs to.
+
+    >>> part_of("math 0 -9 -5 -1 -3 +2 =")
+    'test'
+    """
     return PARTS[hashlib.sha256(prompt.encode()).digest()[1] % len(PARTS)]
 
 

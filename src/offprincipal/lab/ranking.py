@@ -5,7 +5,7 @@ LoRA, seed by seed, with an interval. What it is not: the claims about arms (``c
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,9 @@ SUSTAINED = 5
 
 PARTS = ("validation", "test")
 
+EDGES = {"largest": " ^", "smallest": " v"}
+"""How the table marks a best rate at the edge of its arm's own grid."""
+
 Group = Sequence[Mapping[str, Any]]
 
 
@@ -31,9 +34,10 @@ def rank_arms(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Accuracies are shares of all sampled answers, both families together; KL(arm || base) in nats per token of the
     arm's own answers, on the test half. Means over seeds, with the least and the largest beside the accuracies.
-    ``chosen`` marks each arm's best rate on validation; test numbers decide nothing. A chosen row has ``against``: for
-    each of `REFERENCES` the test accuracy minus the reference's, seed by seed (`against`). ``collapsed`` counts the
-    seeds that end below half of the base's accuracy (`collapse`), ``collapse_step`` is the earliest of their steps.
+    ``chosen`` marks each arm's best rate on validation; test numbers decide nothing. ``edge`` says where the rate lies
+    among those tried with this arm (`edge`). A chosen row has ``against``: for each of `REFERENCES` the test accuracy
+    minus the reference's, seed by seed (`against`). ``collapsed`` counts the seeds that end below half of the base's
+    accuracy (`collapse`), ``collapse_step`` is the earliest of their steps.
     """
     groups: dict[tuple[str, float], list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
@@ -44,6 +48,7 @@ def rank_arms(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         row["chosen"] = row["arm"] not in seen
         seen.add(row["arm"])
+        row["edge"] = edge(row["learning_rate"], {rate for arm, rate in groups if arm == row["arm"]})
     best = {row["arm"]: groups[row["arm"], row["learning_rate"]] for row in rows if row["chosen"]}
     for row in rows:
         others = [name for name in REFERENCES if row["chosen"] and name in best and name != row["arm"]]
@@ -91,6 +96,17 @@ def collapse(record: Mapping[str, Any]) -> int | None:
     return len(low) - next((i for i, below in enumerate(reversed(low)) if not below), len(low)) + 1
 
 
+def edge(rate: float, tried: Collection[float]) -> str | None:
+    """Where a rate lies among those tried with its arm: the best one may lie beyond an edge.
+
+    >>> edge(2e-3, {7e-4, 2e-3}), edge(7e-4, {7e-4, 2e-3}), edge(7e-4, {7e-4}), edge(2, {1, 2, 3})
+    ('largest', 'smallest', 'only', None)
+    """
+    if len(tried) == 1:
+        return "only"
+    return {max(tried): "largest", min(tried): "smallest"}.get(rate)
+
+
 def _row(arm: str, rate: float, group: Group) -> dict[str, Any]:
     validation, test = ([accuracy(record[part]["accuracy_after"]) for record in group] for part in PARTS)
     fallen = [step for step in map(collapse, group) if step is not None]
@@ -124,8 +140,8 @@ def print_ranking(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
         title="Arms by validation accuracy", title_justify="left", title_style="bold", caption_justify="left"
     )
     table.caption = (
-        "* the arm's best learning rate on validation; accuracies in percent \\[range over seeds]; "
-        "KL in nats per token"
+        "* the arm's best learning rate on validation; ^ v the largest, the smallest that it was given; "
+        "accuracies in percent \\[range over seeds]; KL in nats per token"
     )
     columns = (
         "arm",
@@ -146,7 +162,7 @@ def print_ranking(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     for row in rows:
         table.add_row(
             row["arm"] + (" *" if row["chosen"] else ""),
-            f"{row['learning_rate']:g}",
+            f"{row['learning_rate']:g}{EDGES.get(row['edge'], '') if row['chosen'] else ''}",
             str(len(row["seeds"])),
             _percent(row, "validation"),
             _percent(row, "test"),

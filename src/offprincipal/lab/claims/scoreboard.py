@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from offprincipal.lab.claims.catalogue import BY_ID
+from offprincipal.lab.claims.catalogue import BY_ID, GROUPS
 from offprincipal.lab.claims.record import NOT_RUN, Record
 from offprincipal.lab.claims.samples import Evidence
 from offprincipal.lab.claims.verdict import CANNOT_TELL, EXPLAINED, LEVEL, MIN_SEEDS, NOT_SUPPORTED, POWER, SUPPORTED
@@ -35,7 +35,10 @@ DEFINITIONS = {
 
 def answer(records: Sequence[Record], evidence: Evidence, command: str | None) -> dict[str, Any]:
     """What ``claims.json`` holds: the records, the surprising first, and how many came to which verdict."""
-    rows = [{**vars(BY_ID[record.id]), **json.loads(json.dumps(record.row()))} for record in records]
+    rows = [
+        {**vars(BY_ID[record.id]), "group": GROUPS[record.id[0]], **json.loads(json.dumps(record.row()))}
+        for record in records
+    ]
     rows = without_nonfinite(rows)
     rows = [{**row, "shown": shown(row)} for row in rows]
     counts = {verdict: sum(record.verdict == verdict for record in records) for verdict in ORDER}
