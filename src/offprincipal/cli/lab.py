@@ -93,9 +93,9 @@ def _list(kind: type) -> Any:
 def lab_arms(out: Path, json_: bool, arms: tuple[str, ...], **options: Any) -> None:
     """RLVR from one base, by other rules about which weights may move: dense, masked, adapters. Safe to run again.
 
-    Arms: dense; linear, safe, principal, nonprincipal, low, random (masks); lora, dora, pissa, milora, geora, rlpo,
-    rlmo, off-principal (adapters); only if named random-2 to random-5, other draws of random. Each is checked to have
-    trained what it says, and fails (exit 1) if it has not.
+    Arms: dense; linear, safe, principal, nonprincipal, low, random (masks); lora, lora-1 (of rank 1), dora, pissa,
+    milora, geora, rlpo, rlmo, off-principal (adapters); only if named random-2 to random-5, other draws of random.
+    Each is checked to have trained what it says, and fails (exit 1) if it has not.
     """
     from offprincipal.lab.arms import run_arms
     from offprincipal.lab.kinds import ARMS

@@ -5,7 +5,7 @@ rewards or steps, which all arms share (``rlvr.run_grpo``), nor folders and reco
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 MASKS = ("linear", "safe", "principal", "nonprincipal", "low", "random")
 """Arms that train some entries of the linear matrices; ``linear`` trains them all, ``random`` as many as ``safe``."""
 
-ADAPTERS = ("lora", "dora", "pissa", "milora", "geora", "rlpo", "rlmo", "off-principal")
+RANK_ONE = "lora-1"
+"""LoRA of rank 1, whatever the rank of the others; its scaling is theirs."""
+
+ADAPTERS = ("lora", RANK_ONE, "dora", "pissa", "milora", "geora", "rlpo", "rlmo", "off-principal")
 
 ARMS = ("dense", *MASKS, *ADAPTERS)
 
@@ -110,6 +113,8 @@ def mask_set(arm: str, lab: Path) -> MaskSet | None:
 
 
 def _adapter(arm: str, model: "Qwen3ForCausalLM", task: Task) -> Finished:
+    if arm == RANK_ONE:
+        arm, task = "lora", replace(task, rank=1, alpha=task.alpha / task.rank)
     before = Snapshot((weight.name, weight.read()) for weight in effective_weights(model))
     peft_model, callbacks = _begin(arm, model, task)
     facts = _check_start(arm, peft_model, before, task)

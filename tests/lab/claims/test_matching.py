@@ -1,16 +1,11 @@
-"""Where two courses are equal, and D4 on planted courses."""
+"""Where two courses are equal."""
 
-import math
-
-import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from offprincipal.lab.claims import matching
 from offprincipal.lab.claims.matching import DIFFERENCES, MATCHES, MEASURES, RATIOS, at_value, effect, meet
-from offprincipal.lab.claims.samples import Evidence
-from offprincipal.lab.claims.verdict import judge
 from offprincipal.lab.courses import Course
 
 RISING = st.lists(st.floats(0.01, 10), min_size=2, max_size=6, unique=True).map(sorted)
@@ -69,43 +64,6 @@ def test_effects_of_what_is_not_there():
     assert effect("energy", 1.0, 0.0) is None
     assert effect("changed", 0.0, 0.5) == -0.5
     assert set(DIFFERENCES).isdisjoint(RATIOS)
-
-
-def _found(at_accuracy: float, at_norm: float, labs: int = 5) -> dict:
-    """Courses of SFT with these logarithms over RLVR, with a little noise, at two learning rates."""
-    draw = np.random.default_rng(0)
-    names = [f"seed-{n}" for n in range(labs)]
-    rows = []
-    for match, log in (("accuracy", at_accuracy), ("norm", at_norm)):
-        for rate in (1e-5, 3e-5):
-            by_lab = {name: {key: log + 0.02 * draw.standard_normal() for key in ("angle", "nss")} for name in names}
-            rows.append({"algorithm": "sft", "learning_rate": rate, "match": match, "labs": labs, "by_lab": by_lab})
-    return {"labs": names, "pairs": rows}
-
-
-@pytest.mark.parametrize(
-    ("at_accuracy", "at_norm", "verdict"),
-    [
-        (math.log(5), math.log(4), "supported"),
-        (math.log(5), 0.0, "explained by the null"),
-        (0.0, 0.0, "not supported"),
-    ],
-)
-def test_d4_finds_what_was_planted(at_accuracy, at_norm, verdict):
-    found = _found(at_accuracy, at_norm)
-    assert {judge(each).verdict for each in matching.d4(found)} == {verdict}
-    assert {judge(each).verdict for each in matching.d4(found, factor=10)} == {"supported"}
-    few = matching.d4(_found(at_accuracy, at_norm, labs=2))
-    assert {judge(each).verdict for each in few} == {"cannot tell"}
-
-
-def test_d4_as_a_record(monkeypatch, tmp_path):
-    found = _found(math.log(5), math.log(4))
-    monkeypatch.setattr(matching, "study", lambda folders, out, engine: found)
-    seeds = tuple(type("Lab", (), {"folder": tmp_path, "name": name, "parts": ()})() for name in found["labs"])
-    record = dict(matching.claims())["D4"](Evidence(seeds, out=tmp_path))
-    assert (record.verdict, record.seeds, record.positive.passed) == ("supported", 5, True)
-    assert record.settings["learning rates"] == [1e-5, 3e-5]
 
 
 def test_one_laboratory_alone_gives_means_without_ends():

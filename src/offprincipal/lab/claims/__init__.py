@@ -16,11 +16,11 @@ from offprincipal.lab.claims import (
     beside,
     bounds,
     drift,
+    equal,
     interventions,
     leash,
     locality,
     masks,
-    matching,
     numerics,
     spectra,
     training,
@@ -89,7 +89,7 @@ def _judges(engine: Engine) -> Iterator[tuple[str, Callable[[Evidence], Record]]
     yield from ((claim.id, lambda evidence, c=claim: weigh(c, evidence)) for claim in WEIGHED)
     yield from interventions.CLAIMS
     yield from training.claims(engine)
-    yield from matching.claims(engine)
+    yield from equal.claims(engine)
     yield from beside.CLAIMS
 
 

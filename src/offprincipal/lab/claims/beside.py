@@ -22,7 +22,6 @@ from offprincipal.lab.claims.weights import judged_record
 
 LACKING = {
     "S1 public": ("the public pairs of Table 1, one after another", "--list"),
-    "S2": ("ProRL and ProRL-v2 beside shorter runs", "prorl -o out/prorl"),
     "S3": ("recent public checkpoints", "deepscaler -o out/deepscaler"),
     "L6": ("RL runs of other model families", "deepseek-math -o out/deepseek-math"),
     "L7": ("runs with other data and RL algorithms; the laboratory has one of each", "five-runs -o out/five-runs"),

@@ -1,7 +1,7 @@
-"""D4, and every other comparison of algorithms at equal learning rate, accuracy, KL or norm of the update.
+"""Algorithms beside RLVR at equal learning rate, accuracy, KL or norm of the update, over laboratories.
 
 What it is: `study` measures the courses that ``lab matched`` left and holds each against RLVR's where both have come
-equally far, over laboratories, with intervals. What it is not: the training (``lab.courses``).
+equally far, with intervals. What it is not: the training (``lab.courses``), or a verdict (``equal``).
 
 Equal means: the largest value that both courses reach. Between two kept points a course is interpolated, linearly in
 the accuracy or in the logarithm of KL or norm; before its first kept point it is not known, and nothing is matched.
@@ -18,10 +18,7 @@ import numpy as np
 from offprincipal import survey
 from offprincipal.fanout import Engine, here
 from offprincipal.lab.claims.evidence import find, read_json
-from offprincipal.lab.claims.record import NotRun, Record
-from offprincipal.lab.claims.samples import Evidence
-from offprincipal.lab.claims.verdict import Measured, estimate
-from offprincipal.lab.claims.weights import control, judged_record
+from offprincipal.lab.claims.verdict import estimate
 from offprincipal.lab.courses import ALGORITHMS, Course
 from offprincipal.lab.judge import per_token
 
@@ -246,46 +243,3 @@ def shown(found: Mapping[str, Any], key: str, *, effect: bool = True) -> str:
         texts = [f"{number:.3g}" for number in numbers]
     first = ("x" if effect and key in RATIOS else "") + texts[0]
     return first + (f" [{texts[1]}, {texts[2]}]" if len(texts) == 3 else "")
-
-
-def d4(found: Mapping[str, Any], algorithm: str = "sft", factor: float = 1.0) -> tuple[Measured, ...]:
-    """SFT turns subspaces and moves the spectrum more than RLVR where both are equally accurate, and of equal norm.
-
-    A unit is a laboratory, its values are the learning rates at which both gained.
-
-    Args:
-        found: what `study` gives.
-        algorithm: which stands for SFT.
-        factor: by which its angles and shifts are multiplied, to plant the effect.
-    """
-    pairs = {match: [row for row in found["pairs"] if (row["algorithm"], row["match"]) == (algorithm, match)]
-             for match in ("accuracy", "norm")}  # fmt: skip
-
-    def sample(match: str, key: str) -> list[np.ndarray]:
-        by_lab = [[row["by_lab"][lab][key] for row in pairs[match] if lab in row["by_lab"]] for lab in found["labs"]]
-        return [math.log(factor) + np.array([x for x in values if x is not None]) for values in by_lab]
-
-    kinds = (("angle", "largest angle", 1.5), ("nss", "NSS", 3.0))  # what counts is what counts in D1 and D2
-    return tuple(
-        Measured(f"ln({words} of SFT / of RLVR) at equal accuracy", sample("accuracy", key),
-                 {"equal norm": sample("norm", key)}, ("equal norm",), math.log(least))
-        for key, words, least in kinds
-    )  # fmt: skip
-
-
-def judge_d4(evidence: Evidence, engine: Engine = here) -> Record:
-    """D4 beside a control: SFT's angles and shifts multiplied by ten."""
-    folders = [seed.folder for seed in evidence.seeds if seed.folder]
-    found = study(folders, evidence.out, engine=engine) if evidence.out and folders else None
-    if not found or not any(len(values) for values in d4(found)[0].sample):
-        missing = "SFT and RLVR at matched accuracy (the paper's own pair is unireason-rl of offprincipal reproduce)"
-        raise NotRun(missing, f"offprincipal lab matched {evidence.asked}")
-    planted = control("SFT's angles and shifts multiplied by 10", d4(found, factor=10.0), wanted=True)
-    rates = sorted({row["learning_rate"] for row in found["pairs"] if row["algorithm"] == "sft"})
-    settings = {"labs": found["labs"], "learning rates": rates, "matched on": "the test half, either format"}
-    return judged_record("D4", d4(found), evidence, positive=planted, settings=settings)
-
-
-def claims(engine: Engine = here) -> Sequence[tuple[str, Callable[[Evidence], Record]]]:
-    """The claim about matched runs, by id."""
-    return [("D4", lambda evidence: judge_d4(evidence, engine))]

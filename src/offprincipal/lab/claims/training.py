@@ -17,6 +17,7 @@ from offprincipal.lab.claims.samples import Evidence, Row, log_ratio
 from offprincipal.lab.claims.verdict import Measured, Sample
 from offprincipal.lab.claims.weights import judged_record
 from offprincipal.lab.judge import per_token
+from offprincipal.lab.kinds import RANK_ONE
 
 GAIN, CLOSE = 0.01, 0.02
 """Least difference of accuracy that counts, and what counts as equal (*ours*): one point, two points."""
@@ -107,11 +108,7 @@ def f6(evidence: Evidence) -> tuple[Measured, ...]:
 
 def f8(evidence: Evidence) -> tuple[Measured, ...]:
     """LoRA of rank 1 is at most two points below dense."""
-    ranks = {record["rank"] for record in chosen(evidence, "lora").values()}
-    if ranks != {1}:
-        command = f"offprincipal lab arms --arms dense,lora --rank 1 --seeds 0,1,2 -o {first_folder(evidence)}-rank-1"
-        raise NotRun("LoRA arms of rank 1", command)
-    sample = [CLOSE + values for values in better(evidence, "lora", "dense")]
+    sample = [CLOSE + values for values in better(evidence, RANK_ONE, "dense")]
     return (Measured("accuracy of rank-1 LoRA minus dense, plus two points", sample),)
 
 
