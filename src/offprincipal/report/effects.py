@@ -85,7 +85,7 @@ def _rows(record: Row) -> Iterator[dict[str, Any]]:
 def _estimated(at: dict[str, Any], mark: str, found: Row) -> Iterator[dict[str, Any]]:
     if found["mean"] is not None:
         ends = "" if found["low"] is None else f" [{found['low']:.2g}, {found['high']:.2g}]"
-        told = f"{found['mean']:.3g}{ends}".replace("-", "−")
+        told = f"{found['mean']:.3g}{ends}".replace("-", "−") + ("" if found["over"] == "seeds" else ", one seed")
         yield at | {"mark": mark, "value": found["mean"], "low": found["low"], "high": found["high"], "told": told}
 
 
