@@ -204,9 +204,9 @@ def test_a_failed_control_gives_its_colour_and_nothing_that_was_not_measured_is_
     empty = judged("ln(a / b)", 1.0, "cannot tell", least=0.0)
     empty["estimate"] = {"mean": None, "low": None, "high": None}
     alone = judged("ln(c / d)", 1.0, "cannot tell", least=0.0)
-    alone["estimate"] |= {"low": None, "high": None}
+    alone["estimate"] |= {"low": None, "high": None, "over": "matrices"}
     rows = effects([{**CLAIM, "judged": [empty, alone]}])["effects-A"]["datasets"]["rows"]
-    assert [(each["mark"], each["told"]) for each in rows] == [("effect", "1")]
+    assert [(each["mark"], each["told"]) for each in rows] == [("effect", "1, one seed")]
     assert effects([NUMERIC]) == {}
 
 

@@ -64,7 +64,7 @@ def _lines(rows: Sequence[Row], x: alt.X) -> alt.Chart:
 def _log(field: str, title: str, ticks: Sequence[float]) -> alt.X:
     scale = alt.Scale(type="log", nice=False, padding=8)
     return alt.X(
-        field, title=title, scale=scale, axis=alt.Axis(format="~g", values=list(ticks), labelOverlap="greedy")
+        field, title=title, scale=scale, axis=alt.Axis(format=".3~g", values=list(ticks), labelOverlap="greedy")
     )
 
 

@@ -37,6 +37,8 @@ UNITS = {
 
 WIDTH, STEP = 330, 24
 
+LETTER, LABEL = 6, 420  # pixels of a letter and of the longest label
+
 Row = Mapping[str, Any]
 
 
@@ -52,7 +54,8 @@ def effects(records: Sequence[Row]) -> dict[str, Spec]:
 def _panels(records: Sequence[Row]) -> Spec:
     """One panel per unit below each other: effects of different units share no axis."""
     rows = [row for record in records for row in _rows(record)]
-    panels = [_panel(unit, rows) for unit in UNITS if any(row["unit"] == unit for row in rows)]
+    extent = min(LABEL, LETTER * max(len(row["row"].split("|", 1)[1]) for row in rows))
+    panels = [_panel(unit, rows, extent) for unit in UNITS if any(row["unit"] == unit for row in rows)]
     chart = alt.vconcat(*panels, spacing=18).properties(title=records[0]["group"])
     return finished(chart, rows)
 
@@ -82,17 +85,17 @@ def _rows(record: Row) -> Iterator[dict[str, Any]]:
 def _estimated(at: dict[str, Any], mark: str, found: Row) -> Iterator[dict[str, Any]]:
     if found["mean"] is not None:
         ends = "" if found["low"] is None else f" [{found['low']:.2g}, {found['high']:.2g}]"
-        told = f"{found['mean']:.3g}{ends}".replace("-", "−")
+        told = f"{found['mean']:.3g}{ends}".replace("-", "−") + ("" if found["over"] == "seeds" else ", one seed")
         yield at | {"mark": mark, "value": found["mean"], "low": found["low"], "high": found["high"], "told": told}
 
 
-def _panel(unit: str, rows: Sequence[Row]) -> alt.LayerChart | alt.FacetChart:
-    """Zero, intervals, points and numbers of one unit."""
+def _panel(unit: str, rows: Sequence[Row], extent: int) -> alt.LayerChart | alt.FacetChart:
+    """Zero, intervals, points and numbers of one unit; labels take `extent` pixels, so that panels align."""
     order = list(dict.fromkeys(row["row"] for row in rows if row["unit"] == unit))
-    axis = alt.Axis(ticks=False, domain=False, grid=True, labelLimit=420, minExtent=400, maxExtent=400,
+    axis = alt.Axis(ticks=False, domain=False, grid=True, labelLimit=LABEL, minExtent=extent, maxExtent=extent,
                     labelExpr="slice(datum.label, indexof(datum.label, '|') + 1)", labelPadding=8)  # fmt: skip
     y = alt.Y("row:N", sort=order, title=None, axis=axis)
-    x = alt.X("value:Q", title=UNITS[unit], axis=alt.Axis(tickCount=6, format="~g"))
+    x = alt.X("value:Q", title=UNITS[unit], axis=alt.Axis(tickCount=6, format=".3~g"))
     colour, shape = _scaled(alt.Color, "verdict", VERDICTS), _scaled(alt.Shape, "mark", MARKS)
     base = alt.Chart(named()).transform_filter(f"datum.unit === '{unit}'")
     found = base.transform_filter("isValid(datum.told)")

@@ -94,6 +94,7 @@ def test_every_claim_of_the_catalogue_has_a_record(judged):
     for record in answer["records"]:
         assert record["command"].startswith("offprincipal ")
         assert record["why"]
+        assert record["group"]
 
 
 def test_random_steps_are_explained_or_not_supported(judged):
@@ -207,7 +208,10 @@ def test_the_command_line(tmp_path):
     assert "RL avoids" in done.stdout
     assert "not run, as something is missing" in done.stdout
     assert f"claims: {lab / 'claims' / 'claims.md'}" in done.stderr
-    again = subprocess.run([*command, "--json", "-j", "1"], capture_output=True, text=True, timeout=300)
+    page = ["--publish", str(tmp_path / "page")]
+    again = subprocess.run([*command, "--json", "-j", "1", *page], capture_output=True, text=True, timeout=300)
+    assert "](effects-A.svg)" in (tmp_path / "page" / "README.md").read_text()
+    assert (tmp_path / "page" / "effects-A.svg").is_file()
     assert json.loads(again.stdout) == json.loads((lab / "claims" / "claims.json").read_text())
     missing = subprocess.run([*command[:-1], "nowhere"], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert (missing.returncode, "there is no such folder" in missing.stderr) == (3, True)
