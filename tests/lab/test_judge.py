@@ -1,14 +1,15 @@
 """The token KL against a literal sum over tokens and words, and answers that repeat."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
 
-from offprincipal.lab.judge import PROMPT_WIDTH, answer, token_kl
+from offprincipal.lab.judge import PROMPT_WIDTH, answer, held_out, token_kl, write_held_out
 from offprincipal.lab.quiet import quiet
 from offprincipal.lab.settings import PRESETS
-from offprincipal.lab.tasks import make_items
+from offprincipal.lab.tasks import FAMILIES, make_items, verify
 from offprincipal.lab.world import make_decoder, make_tokenizer
 
 PRESET = dataclasses.replace(PRESETS["micro"], judged_prompts=3, judged_samples=2, max_new_tokens=5)
@@ -38,6 +39,17 @@ def test_answers_are_a_function_of_the_model_and_the_seed(models) -> None:
     assert one.samples == 6
     assert not one.written[:, :PROMPT_WIDTH].any()
     assert one.written[:, PROMPT_WIDTH].all()
+
+
+def test_held_out_problems_as_a_file_of_prompts(tmp_path) -> None:
+    file = tmp_path / "held-out.jsonl"
+    write_held_out(file, PRESET, data_seed=0)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == [p for f in FAMILIES for p in held_out(f, 3, data_seed=0)]
+    assert all(verify(row["prompt"], row["completion"].removesuffix(" <end>")) for row in rows)
+    file.write_text("mine")
+    write_held_out(file, PRESET, data_seed=0)
+    assert file.read_text() == "mine"
 
 
 @torch.no_grad()

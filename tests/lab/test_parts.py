@@ -52,7 +52,9 @@ def test_stopped_in_every_stage_the_bits_are_the_same(tmp_path: Path, monkeypatc
     now.clear()
     run_lab(tmp_path / "parts", SHORT, 1, progress=stop, minutes=5.0)
     assert _all_weights(tmp_path / "parts") == _all_weights(tmp_path / "whole")
-    assert sorted(each.name for each in (tmp_path / "parts").iterdir()) == sorted(["lab.json", *STAGES])
+    assert sorted(each.name for each in (tmp_path / "parts").iterdir()) == sorted(
+        ["held-out.jsonl", "lab.json", *STAGES]
+    )
 
 
 def test_a_torn_state_is_not_taken(tmp_path: Path) -> None:

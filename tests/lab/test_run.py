@@ -36,7 +36,7 @@ def _weights(out: Path) -> dict[str, bytes]:
 def test_every_stage_is_a_folder_that_transformers_loads(finished: laboratory.LabRun) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert sorted(path.name for path in finished.out.iterdir()) == sorted(["lab.json", *STAGES])
+    assert sorted(path.name for path in finished.out.iterdir()) == sorted(["held-out.jsonl", "lab.json", *STAGES])
     for stage in STAGES:
         model = AutoModelForCausalLM.from_pretrained(finished.folders[stage])
         assert model.dtype == torch.bfloat16
@@ -106,7 +106,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, finished: laboratory.LabRun) -> No
     assert (out / "base" / "run.json").exists()
     run_lab(out, preset="micro", seed=3)
     assert _weights(out) == _weights(finished.out)
-    assert sorted(path.name for path in out.iterdir()) == sorted(["lab.json", *STAGES])
+    assert sorted(path.name for path in out.iterdir()) == sorted(["held-out.jsonl", "lab.json", *STAGES])
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from offprincipal.lab.sampling import sample, score
 from offprincipal.lab.settings import Preset
 from offprincipal.lab.tasks import FAMILIES, make_item, verify
 from offprincipal.lab.world import END, PAD, load_arm
+from offprincipal.store import write_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
@@ -60,6 +62,21 @@ def held_out(family: str, count: int, *, data_seed: int, part: str | None = None
     drawn = (make_item(family, seed=data_seed, split="heldout", index=index).prompt for index in itertools.count())
     wanted = (prompt for prompt in drawn if part is None or part_of(prompt) == part)
     return list(itertools.islice(wanted, count))
+
+
+def write_held_out(file: Path, preset: Preset, *, data_seed: int) -> None:
+    """The held-out problems on which a laboratory is judged, with a worked answer each, as ``--prompts`` reads them.
+
+    Nothing is written where the file is there.
+    """
+    if file.exists():
+        return
+    lines = []
+    for family in FAMILIES:
+        for index in range(preset.judged_prompts):
+            item = make_item(family, seed=data_seed, split="heldout", index=index)
+            lines.append(json.dumps({"prompt": item.prompt, "completion": f" {item.completion} {END}"}))
+    write_file(file, ("\n".join(lines) + "\n").encode())
 
 
 def part_of(prompt: str) -> str:

@@ -16,7 +16,7 @@ import torch
 
 import offprincipal
 from offprincipal.errors import InputError, UsageError
-from offprincipal.lab.judge import compare_arms
+from offprincipal.lab.judge import compare_arms, write_held_out
 from offprincipal.lab.parts import check, kept_in, limit
 from offprincipal.lab.pretrain import pretrain
 from offprincipal.lab.progress import Progress, silent
@@ -28,6 +28,7 @@ from offprincipal.lab.world import load_arm, save_arm
 
 ARMS = {"sft": tune_on_answers, "sft-off": tune_on_answers, "rlvr-1": reinforce, "rlvr-2": reinforce}
 STAGES = ("base", *ARMS)
+HELD_OUT = "held-out.jsonl"
 NEEDED = ("transformers", "trl", "datasets", "accelerate")
 
 
@@ -53,9 +54,10 @@ def run_lab(
     """Train the base and its arms into ``out``, skipping what is finished there.
 
     ``out/<stage>/`` is a Hugging Face folder in bfloat16 with its float32 weights in ``master/`` and its settings,
-    versions and measurements in ``run.json``; stages are base, sft, sft-off, rlvr-1, rlvr-2. Every arm starts at the
-    base as it is stored, in bfloat16. On one machine with the same number of threads, the same preset and seed give
-    the same weights, stopped in between or not.
+    versions and measurements in ``run.json``; stages are base, sft, sft-off, rlvr-1, rlvr-2. ``held-out.jsonl`` has
+    the held-out problems with worked answers, for ``probe --prompts``. Every arm starts at the base as it is stored,
+    in bfloat16. On one machine with the same number of threads, the same preset and seed give the same weights,
+    stopped in between or not.
 
     Args:
         out: the folder; made if it is missing.
@@ -75,6 +77,7 @@ def run_lab(
         for stage in ARMS:
             if not (out / stage).exists():
                 _run_stage(out, stage, settings, seed, progress)
+    write_held_out(out / HELD_OUT, settings, data_seed=seed)
     folders = {stage: out / stage for stage in STAGES}
     records = {stage: json.loads((folder / "run.json").read_text()) for stage, folder in folders.items()}
     return LabRun(out, settings, seed, folders, records)

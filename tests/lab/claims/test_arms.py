@@ -72,7 +72,7 @@ def test_missing_arms_are_named_with_their_command(arms):
     assert missing.value.command.startswith("offprincipal lab arms --arms safe,random --seeds 0,1,2 -o ")
     with pytest.raises(NotRun, match="the arms lora-1"):
         JUDGES["F8"](arms)
-    rank_one = tuple(arm(name, unit) for name in ("dense", "lora-1") for unit in range(4))
+    rank_one = tuple(arm(name, unit, right=79) for name in ("dense", "lora-1") for unit in range(4))
     assert JUDGES["F8"](Evidence(arms.seeds, rank_one)).verdict == SUPPORTED
 
 

@@ -52,7 +52,8 @@ def _premise(evidence: Evidence, form: str) -> Sample:
         folder = first_folder(evidence)
         raise NotRun(
             "the curvature of the base",
-            f"offprincipal probe curvature {folder}/base rl={folder}/rlvr-1 --prompts FILE -o {folder}/probes",
+            f"offprincipal probe curvature {folder}/base rl={folder}/rlvr-1 --prompts {folder}/held-out.jsonl "
+            f"-o {folder}/probes",
         )
     samples = []
     for probe in filter(None, found):
@@ -75,7 +76,8 @@ def l4(evidence: Evidence) -> tuple[Measured, ...]:
              for seed in evidence.seeds if seed.folder]  # fmt: skip
     if not any(found):
         folder = first_folder(evidence)
-        command = f"offprincipal compare {folder}/base step_N=CHECKPOINT... --trajectory -o {folder}/steps"
+        course = f"{folder}/matched/rlvr/lr-RATE"
+        command = f"offprincipal compare {folder}/base {course}/step-*/master --trajectory -o {folder}/steps"
         raise NotRun("checkpoints along one run", command)
 
     def along(row: Row, own: bool, null: str = "") -> float | None:
