@@ -32,7 +32,7 @@ study: setup
 	for lab in study/lab/seed-*; do \
 	  course=$$lab/matched/rlvr/lr-2.5e-05; \
 	  $(BIN)/offprincipal compare $$lab/base $$(for n in 5 10 20 40 60; do echo step_$$n=$$course/step-$$n/master; done) --trajectory -o $$lab/steps && \
-	  $(BIN)/offprincipal probe curvature $$lab/base rl=$$lab/rlvr-1 --prompts $$lab/held-out.jsonl -o $$lab/probes || exit; \
+	  $(BIN)/offprincipal probe curvature $$lab/base rl=$$lab/rlvr-1 --prompts $$lab/held-out.jsonl --batches 4 -o $$lab/probes || exit; \
 	done
 	$(BIN)/offprincipal lab claims study/lab -o study/claims --publish docs/results
 
