@@ -1,8 +1,8 @@
 """Nested top fractions chosen from float32 scores, exactly: only entries near a threshold are looked at in float64.
 
-What it is: `masks.select` at half the memory traffic. The caller says how far a float32 score may be from the true one;
-an entry further from the threshold than twice that is decided, the few others are computed again. What it is not: an
-approximation. Where too many entries are near (equal scores, thresholds at zero) it gives up, and `select` decides.
+What it is: `masks.select` at half the memory traffic. The caller says how far a float32 score may be from the true
+one; an entry further from the threshold than twice that is decided, the few others are computed again. What it is not:
+an approximation. Where too many entries are near (equal scores, thresholds at zero) it gives up: `select` decides.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ class Chosen:
 
     Attributes:
         threshold: the least true ``|score|`` inside the largest mask; infinite for an empty one.
-        ties: how many entries of any kind lie within `slack` of it.
+        ties: how many entries lie within `slack` of it.
     """
 
     threshold: float
