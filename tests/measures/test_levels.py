@@ -48,6 +48,25 @@ def test_every_rank_in_use_has_its_mask(shape):
         assert torch.equal(found.at_rank(rank)[level], masks.principal(factors, rank))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("rank", [None, 1, 3])
+def test_levels_are_those_of_float64_at_any_scale(scale, rank):
+    """Large enough for the float32 way; of low rank many scores are equal or zero, which float64 has to settle."""
+    shape, generator = (400, 300), torch_generator(0, "scale", str(rank))
+    if rank is None:
+        weight = torch.randn(shape, generator=generator)
+    else:
+        weight = torch.randint(-2, 3, (shape[0], rank), generator=generator).float()
+        weight = weight @ torch.randint(-2, 3, (rank, shape[1]), generator=generator).float()
+    weight = (weight * scale).bfloat16()
+    factors = spectrum.factorise(weight, 150)
+    found = levels(weight, factors)
+    level = found.level.to(torch.int64)
+    for each in found.ranks:
+        differ = int((found.at_rank(each)[level] != masks.principal(factors, each)).sum())
+        assert differ <= (found.ties[found.ranks.index(each)] if rank else 0)
+
+
 def test_equal_scores_are_all_reported_as_ties():
     weight = torch.full((30, 20), 0.5).bfloat16()
     found = levels(weight, spectrum.factorise(weight, 10))

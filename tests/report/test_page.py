@@ -60,6 +60,24 @@ def test_figures_are_written_as_svg_and_pdf_in_plain_colours(tmp_path):
     )
 
 
+@pytest.mark.parametrize("damage", [b"", b"x", b"\xff", b"0\nother"])
+def test_a_kept_text_is_used_until_it_is_damaged(tmp_path, damage):
+    def never():
+        raise AssertionError("made although kept")
+
+    text = "first\r\nsecond\n"
+    assert page.kept("code.js", lambda: text, tmp_path) == text
+    assert page.kept("code.js", never, tmp_path) == text
+    (tmp_path / "code.js").write_bytes(damage)
+    assert page.kept("code.js", lambda: text, tmp_path) == text
+    assert page.kept("code.js", never, tmp_path) == text
+
+
+def test_a_text_that_cannot_be_kept_is_used_all_the_same(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert page.kept("code.js", lambda: "text", tmp_path / "file" / "cache") == "text"
+
+
 @pytest.mark.slow
 def test_a_large_model_with_three_runs_is_quick_and_small(tmp_path):
     where = write_comparison(tmp_path, layers=36)

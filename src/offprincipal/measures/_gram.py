@@ -33,7 +33,7 @@ def gram(
         dtype: of the slices and of the result.
 
     Only blocks on and below the diagonal are multiplied (0.56 of the flops; torch has no syrk on the CPU). Peak
-    memory: the result and a slice of 8 MiB or 256 rows.
+    memory: the result and a slice of 4 M entries or 256 rows (two of a difference).
 
     >>> gram(torch.tensor([[3.0, 0.0], [4.0, 0.0]])).tolist()
     [[25.0, 0.0], [0.0, 0.0]]

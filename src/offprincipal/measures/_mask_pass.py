@@ -8,32 +8,35 @@ threshold falls; only those are ever compared as numbers.
 import numpy as np
 from numba import njit
 
-SHIFT = 45
-"""Bits dropped: 11 of exponent and 7 of mantissa stay, so a bin is 0.8 % wide and the bins take 1 MiB."""
+MAGNITUDE, SHIFT = np.uint64(0x7FFFFFFFFFFFFFFF), np.uint64(45)
+"""Of a float64 pattern: all but the sign, and the bits dropped. 11 of exponent and 7 of mantissa stay, so a bin is
+0.8 % wide and the bins take 1 MiB."""
 
-BINS = 1 << (63 - SHIFT)
+BINS = 1 << (63 - 45)
 
 _compiled = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @_compiled
-def count_bins(patterns, counts):
-    """Add the bins of |score| to ``counts`` (int64 [BINS]); ``patterns`` are the uint64 bits of the scores."""
-    magnitude = np.uint64(0x7FFFFFFFFFFFFFFF)
+def count_bins(patterns, magnitude, dropped, counts):
+    """Add the bins of |score| to ``counts`` (int64).
+
+    ``patterns`` are the bits of the scores (uint64 or uint32), ``magnitude`` all but the sign, ``dropped`` the number
+    of bits below a bin, both of the same type.
+    """
     for j in range(patterns.size):
-        counts[(patterns[j] & magnitude) >> np.uint64(SHIFT)] += 1
+        counts[(patterns[j] & magnitude) >> dropped] += 1
 
 
 @_compiled
-def level_bins(patterns, level_of_bin, open_bin, shift, levels, where):
+def level_bins(patterns, magnitude, dropped, level_of_bin, open_bin, shift, levels, where):
     """Or ``level_of_bin[bin] << shift`` into ``levels``; note the flat index of every entry of an open bin.
 
-    Returns how many indices were written to ``where``.
+    Patterns as in `count_bins`. Returns how many indices were written to ``where``.
     """
-    magnitude = np.uint64(0x7FFFFFFFFFFFFFFF)
     found = 0
     for j in range(patterns.size):
-        bin = (patterns[j] & magnitude) >> np.uint64(SHIFT)
+        bin = (patterns[j] & magnitude) >> dropped
         levels[j] |= level_of_bin[bin] << shift
         if open_bin[bin]:
             where[found] = j
@@ -44,12 +47,12 @@ def level_bins(patterns, level_of_bin, open_bin, shift, levels, where):
 @_compiled
 def mark_low(codes, last, quota, bit, levels):
     """Or ``bit`` into the levels of entries of magnitude codes below ``last``, and of the first ``quota`` at it."""
+    none = np.uint8(0)
+    for j in range(codes.size):  # no branch, so that it becomes vector code: half of all entries go either way
+        levels[j] |= bit if (codes[j] & np.uint16(0x7FFF)) < np.uint16(last) else none
     seen = 0
     for j in range(codes.size):
-        code = codes[j] & np.uint16(0x7FFF)
-        if code < last:
-            levels[j] |= bit
-        elif code == last:
+        if (codes[j] & np.uint16(0x7FFF)) == np.uint16(last):
             if seen < quota:
                 levels[j] |= bit
             seen += 1
@@ -81,6 +84,18 @@ def count_near(scores, threshold, slack):
     for j in range(scores.size):
         found += abs(abs(scores[j]) - threshold) <= slack
     return found
+
+
+@_compiled
+def products(left, right, rank, where, found):
+    """Write to ``found`` the float64 products of the leading ``rank`` columns at these flat indices, in order."""
+    columns = right.shape[0]
+    for n in range(where.size):
+        i, k = where[n] // columns, where[n] % columns
+        total = 0.0
+        for j in range(rank):
+            total += left[i, j] * right[k, j]
+        found[n] = total
 
 
 @_compiled

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-SLICE_ENTRIES = 1 << 20
-"""Entries per float64 slice (8 MiB): above it every slice is fresh memory from the kernel, and page faults show."""
+SLICE_ENTRIES = 1 << 22
+"""Entries per slice (32 MiB in float64): long ones keep the matrix product busy, and one buffer serves them all."""
 
 SLICE_ROWS = 256
 """Rows that a slice has at least: fewer starve the matrix product."""
@@ -22,8 +22,7 @@ def tall(weight: Tensor) -> Tensor:
 
 def widened(part: Tensor, device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
     """A slice in float64 (exact for every stored floating type) or `dtype` on the device."""
-    part = part.to(device)
-    return (part.to(torch.float32) if part.dtype in NARROW else part).to(dtype)
+    return _plain(part.to(device)).to(dtype)
 
 
 def slices(
@@ -36,17 +35,30 @@ def slices(
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Rows ``start..stop`` of the tall view in float64 or `dtype`, of ``weight`` or of ``weight - minus``.
 
-    ``holes`` (bool, the shape of ``weight``) marks entries that read as zero: nonfinite ones, measured around.
+    ``holes`` (bool, the shape of ``weight``) marks entries that read as zero: nonfinite ones, measured around. A slice
+    is overwritten by the next one.
     """
     device = torch.device(device)
     left, right = tall(weight), None if minus is None else tall(minus)
     gaps = None if holes is None else tall(holes)
-    rows = max(SLICE_ROWS, SLICE_ENTRIES // max(1, left.shape[1]))
-    for start in range(0, left.shape[0], rows):
+    rows = min(left.shape[0], max(SLICE_ROWS, SLICE_ENTRIES // max(1, left.shape[1])))
+    buffers = [_buffer(left, rows, device, dtype) for _ in range(1 if right is None else 2)]
+    for start in range(0, left.shape[0], max(1, rows)):
         stop = min(start + rows, left.shape[0])
-        part = widened(left[start:stop], device, dtype)
+        part = buffers[0][: stop - start].copy_(_plain(left[start:stop]))
         if right is not None:
-            part = part - widened(right[start:stop], device, dtype)
+            part -= buffers[1][: stop - start].copy_(_plain(right[start:stop]))
         if gaps is not None:
-            part = part.masked_fill(gaps[start:stop].to(device), 0.0)
+            part.masked_fill_(gaps[start:stop].to(device), 0.0)
         yield start, stop, part
+
+
+def _buffer(like: Tensor, rows: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Room for rows of a matrix, laid out as the matrix is, so that filling it transposes nothing."""
+    if like.stride(0) < like.stride(1):
+        return torch.empty(like.shape[1], rows, dtype=dtype, device=device).T
+    return torch.empty(rows, like.shape[1], dtype=dtype, device=device)
+
+
+def _plain(part: Tensor) -> Tensor:
+    return part.to(torch.float32) if part.dtype in NARROW else part

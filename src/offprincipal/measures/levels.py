@@ -4,6 +4,7 @@ What it is: the level map (`levels`), the table of counts by magnitude code, lev
 of |D| (`abs_on_mask`). What it is not: single masks (``masks``), which the tests hold against these.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from offprincipal.measures import _mask_pass, bits
 from offprincipal.measures._gram import EPS
+from offprincipal.measures._near import select_near
 from offprincipal.measures.bits import flat_codes
 from offprincipal.measures.masks import ALPHA, ALPHAS, RANKS, count, mark_low, principal_rank, select
 from offprincipal.measures.spectrum import Factors
@@ -62,34 +64,66 @@ def levels(weight: Shaped[Tensor, "out in"], factors: Factors) -> Levels:
         factors: its factors, with at least as many vectors as the largest rank in use.
 
     Returns:
-        One byte per weight. Ranks are capped at half the short side; equal ranks appear once. Peak memory: one
-        float64 matrix beside the byte map. Cost: ``2 out in r`` flops for the largest rank r, reached step by step,
-        and two compiled passes per rank.
+        One byte per weight. Ranks are capped at half the short side; equal ranks appear once. Peak memory: a float32
+        copy of the matrix and of the vectors beside the byte map. Cost: ``2 out in r`` flops in float32 for the
+        largest rank r, reached step by step, and two compiled passes per rank; entries near a threshold are computed
+        again in float64, and all of them where too many are near, so that the masks are those of float64.
     """
     shape = (weight.shape[0], weight.shape[1])
     ranks = tuple(sorted({principal_rank(shape, r) for r in RANKS}))
     default = principal_rank(shape)
     found, ties = np.zeros(weight.numel(), np.uint8), []
     sizes = [count(alpha, weight.numel()) for alpha in ALPHAS]
-    score = torch.zeros(shape, dtype=torch.float64)
-    left, right = factors.left.cpu(), factors.right.cpu()
-    scaled, done = left * factors.values[: left.shape[1]].cpu(), 0
+    scores = _Scores(shape, factors)
     shifts = iter((3, 4, 5))
     for rank in ranks:
-        score.addmm_(scaled[:, done:rank], right[:, done:rank].T)
-        done, flat = rank, score.numpy().reshape(-1)
         wanted, shift = (sizes, 0) if rank == default else (sizes[-1:], next(shifts))
-        threshold = select(flat, wanted, shift, found)[-1]
-        ties.append(_ties(score, threshold, factors, rank))
+        ties.append(scores.mark(rank, wanted, shift, found))
     mark_low(flat_codes(weight), sizes[-1], 1 << LOW_BIT, found)
     return Levels(torch.from_numpy(found).reshape(shape), ranks, default, tuple(ties))
 
 
-def _ties(score: Tensor, threshold: float, factors: Factors, rank: int) -> int:
-    """Entries that another exact SVD might put on the other side: within the error bound of the reconstruction.
+class _Scores:
+    """``W0^(r)`` for rising r: in float32, with a bound of its error and the float64 products behind it."""
+
+    def __init__(self, shape: tuple[int, int], factors: Factors) -> None:
+        self.factors, self.done = factors, 0
+        self.right = factors.right.cpu().contiguous()
+        left = factors.left.cpu()
+        self.left = left * factors.values[: left.shape[1]].cpu()
+        self.rough = (self.left.to(torch.float32), self.right.to(torch.float32))
+        self.score = torch.zeros(shape, dtype=torch.float32)
+
+    def mark(self, rank: int, sizes: list[int], shift: int, found: np.ndarray) -> int:
+        """Mark the masks of these sizes at a rank not below the last one; returns the ties at the last size."""
+        (left, right), part = self.rough, slice(self.done, rank)
+        self.score.addmm_(left[:, part], right[:, part].T)
+        self.done = rank
+        error, slack = self._error(rank), _slack(self.factors, rank)
+        if 0 < error < 1e15 and slack < 1e15:
+            near = select_near(self.score.numpy().reshape(-1), error, slack, sizes, shift, found, self._exact)
+            if near is not None:
+                return near.ties
+        score = (self.left[:, :rank] @ self.right[:, :rank].T).numpy().reshape(-1)
+        threshold = select(score, sizes, shift, found)[-1]
+        return score.size if math.isinf(slack) else int(_mask_pass.count_near(score, threshold, slack))
+
+    def _error(self, rank: int) -> float:
+        """Bound of the error of a float32 score: ``(r + 8) 2^-24`` times the longest rows (Higham 2002, 3.5)."""
+        longest = [float(each[:, :rank].square().sum(1).max().sqrt()) for each in (self.left, self.right)]
+        return (rank + 8) * 2.0**-24 * longest[0] * longest[1]
+
+    def _exact(self, where: np.ndarray) -> np.ndarray:
+        values = np.empty(where.size)
+        _mask_pass.products(self.left.numpy(), self.right.numpy(), self.done, where, values)
+        return values
+
+
+def _slack(factors: Factors, rank: int) -> float:
+    """How close to the threshold another exact SVD might put an entry on the other side.
 
     The error of ``W0^(r)`` is about ``sqrt(n) eps s_1 (1 + s_1 / (s_r - s_{r+1}))`` in spectral norm, hence per entry.
-    A closed gap leaves the reconstruction itself undetermined: then every entry counts.
+    A closed gap leaves the reconstruction itself undetermined: then it is infinite, and every entry counts.
     """
     values = factors.values
     following = float(values[rank]) if rank < len(values) else 0.0
@@ -97,9 +131,8 @@ def _ties(score: Tensor, threshold: float, factors: Factors, rank: int) -> int:
     if not following:  # everything is kept: only rounding remains
         room = top
     if room <= len(values) * EPS * top:
-        return score.numel()
-    slack = len(values) ** 0.5 * EPS * top * (1 + top / room)
-    return int(_mask_pass.count_near(score.numpy().reshape(-1), threshold, slack))
+        return math.inf
+    return len(values) ** 0.5 * EPS * top * (1 + top / room)
 
 
 def cross(

@@ -118,8 +118,8 @@ def select(scores: np.ndarray, ones: Sequence[int], shift: int, levels: np.ndarr
         mask alone, one of level ``len(ones)`` in all.
     """
     patterns = scores.view(np.uint64)
-    counted = np.zeros(_mask_pass.BINS, np.int64)
-    _mask_pass.count_bins(patterns, counted)
+    counted, of = np.zeros(_mask_pass.BINS, np.int64), (_mask_pass.MAGNITUDE, _mask_pass.SHIFT)
+    _mask_pass.count_bins(patterns, *of, counted)
     above = counted[::-1].cumsum()[::-1] - counted  # entries in higher bins
     edges = [int(np.argmax(above < size)) if size else _mask_pass.BINS for size in ones]
     level, opened = np.zeros(_mask_pass.BINS, np.uint8), np.zeros(_mask_pass.BINS, np.bool_)
@@ -128,9 +128,9 @@ def select(scores: np.ndarray, ones: Sequence[int], shift: int, levels: np.ndarr
         if size:
             opened[edge] = True
     where = np.empty(int(counted[opened].sum()), np.int64)
-    _mask_pass.level_bins(patterns, level, opened, np.uint8(shift), levels, where)
+    _mask_pass.level_bins(patterns, *of, level, opened, np.uint8(shift), levels, where)
     values = np.abs(scores[where])
-    bins = values.view(np.uint64) >> np.uint64(_mask_pass.SHIFT)
+    bins = values.view(np.uint64) >> _mask_pass.SHIFT
     return [
         _settle(values, bins == edge, where, size - int(above[edge]), shift, levels) if size else float("inf")
         for edge, size in zip(edges, ones, strict=True)

@@ -6,13 +6,16 @@ import base64
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from offprincipal.errors import UsageError
+from huggingface_hub import cached_assets_path
+
+from offprincipal.errors import InputError, UsageError
 from offprincipal.report.reading import Comparison, read
 from offprincipal.store import write_file
 
@@ -148,10 +151,37 @@ def write_figures(
 
 
 def _bundle() -> str:
+    """The charts' code: bundling it takes two seconds and gives the same text every time, so it is kept."""
     import altair
     import vl_convert
 
-    return vl_convert.javascript_bundle(vl_version=".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2]))  # pyright: ignore[reportCallIssue]
+    version = ".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+    name = f"vega-lite-{version}-vl-convert-{metadata.version('vl-convert-python')}.js"
+
+    def make() -> str:
+        return vl_convert.javascript_bundle(vl_version=version)  # pyright: ignore[reportCallIssue]
+
+    return kept(name, make)
+
+
+def kept(name: str, make: Callable[[], str], folder: Path | None = None) -> str:
+    """The text of that name, by default under huggingface_hub's assets cache, or what `make` returns, then kept.
+
+    The first line is the hash of the rest: a file that was cut or changed is made again. A folder that cannot be
+    written changes nothing.
+    """
+    try:
+        folder = folder or cached_assets_path(library_name="offprincipal", namespace="report")
+        digest, _, text = (folder / name).read_bytes().decode().partition("\n")
+        if digest == hashlib.sha256(text.encode()).hexdigest():
+            return text
+    except (OSError, ValueError):  # none yet, or no text
+        pass
+    text = make()
+    with suppress(OSError, InputError):
+        if folder is not None:
+            write_file(folder / name, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
+    return text
 
 
 def _file(name: str) -> str:
