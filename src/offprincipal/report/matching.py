@@ -42,8 +42,9 @@ def section(found: Mapping[str, Any]) -> list[str]:
         cells = (said(row[key]) for key, _ in ENDS)
         lines.append(f"| {row['algorithm']} | {row['learning_rate']:g} | {' | '.join(cells)} |")
     lines += [
-        "", "Beside RLVR where both are equal (accuracy, changed and overlap: points more than RLVR; the rest:",
-        "quotients; labs: in how many laboratories both get there):", "",
+        "", "<details><summary>Beside RLVR where both are equal: every algorithm, rate and match</summary>", "",
+        "Accuracy, changed and overlap: points more than RLVR; the rest: quotients; labs: in how many laboratories",
+        "both get there.", "",
         f"| algorithm | rate | equal | labs | {' | '.join(key for key, _ in ENDS)} |", "|---" * (len(ENDS) + 4) + "|",
     ]  # fmt: skip
     for row in filter(lambda row: row["labs"], found["pairs"]):
@@ -52,7 +53,8 @@ def section(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"| {' | '.join((*names, *cells))} |")
     nowhere = [f"{row['algorithm']} at {row['learning_rate']:g} in {row['match']}"
                for row in found["pairs"] if not row["labs"]]  # fmt: skip
-    return lines + (["", f"Nowhere equal: {'; '.join(nowhere)}."] if nowhere else [])
+    told = "The picture: each algorithm at the middle of its rates beside RLVR, dashed where both would be the same."
+    return [*lines, *(["", f"Nowhere equal: {'; '.join(nowhere)}."] if nowhere else []), "", "</details>", "", told]
 
 
 def said(found: Mapping[str, Any] | None) -> str:
