@@ -52,7 +52,7 @@ def _points(beyond: float, labs: int = 5) -> dict:
     """RLVR at two rates whose changed share follows the norm, and in the slow run `beyond` besides."""
     draw, rows = np.random.default_rng(0), []
     for lab in range(labs):
-        for rate, more in ((1e-5, beyond), (3e-5, 0.0)):
+        for rate, more in ((1e-5, beyond), (2.6e-5, 0.0)):
             for step in (5, 20, 60):
                 norm = rate * step * 1e3
                 changed = 0.1 * norm + more + 1e-4 * draw.standard_normal()

@@ -197,7 +197,7 @@ def at_value(points: Sequence[Point], key: str, value: float) -> Point | None:
     if start is None or end is None:
         return None
     share = ((scale(value) or 0.0) - start) / (end - start)
-    return {name: _between(name, low.get(name), high.get(name), share) for name in high}
+    return {name: _between(name, low.get(name), high.get(name), share) for name in ("gain", *MEASURES) if name in high}
 
 
 def _scale(key: str) -> Callable[[float | None], float | None]:
