@@ -27,12 +27,12 @@ demo: setup
 study: setup
 	for n in 0 1 2 3 4; do $(BIN)/offprincipal lab run --preset tiny --seed $$n --intervene --neurons -o study/lab/seed-$$n || exit; done
 	$(BIN)/offprincipal lab arms --lr 7e-5,2e-4,7e-4,2e-3,7e-3 --seeds 0,1,2 -j 2 -o study/lab/seed-0
-	$(BIN)/offprincipal lab arms --arms random-2,random-3,random-4,random-5 --lr 7e-4 --seeds 0,1,2 -j 2 -o study/lab/seed-0
+	$(BIN)/offprincipal lab arms --arms lora-1,off-principal --lr 2e-2 --seeds 0,1,2 -j 2 -o study/lab/seed-0
+	$(BIN)/offprincipal lab arms --arms random-2,random-3,random-4,random-5 --lr 7e-4 --seeds 0,1 -j 2 -o study/lab/seed-0
 	$(BIN)/offprincipal lab matched study/lab -o study/claims -j 2
 	for lab in study/lab/seed-*; do \
 	  course=$$lab/matched/rlvr/lr-2.5e-05; \
-	  $(BIN)/offprincipal compare $$lab/base $$(for n in 5 10 20 40 60; do echo step_$$n=$$course/step-$$n/master; done) --trajectory -o $$lab/steps && \
-	  $(BIN)/offprincipal probe curvature $$lab/base rl=$$lab/rlvr-1 --prompts $$lab/held-out.jsonl --batches 4 -o $$lab/probes || exit; \
+	  $(BIN)/offprincipal compare $$lab/base $$(for n in 5 10 20 40 60; do echo step_$$n=$$course/step-$$n/master; done) --trajectory -o $$lab/steps || exit; \
 	done
 	$(BIN)/offprincipal lab claims study/lab -o study/claims --publish docs/results
 

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from offprincipal.lab.claims.matching import MEASURES
+from offprincipal.lab.claims.matching import MATCHES, MEASURES
 from offprincipal.report import page
-from offprincipal.report.matching import MATCHES, chart, section
+from offprincipal.report.matching import chart, section
 from offprincipal.report.study import publish
 from tests.report.test_claims import ANSWER
 

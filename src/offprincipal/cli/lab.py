@@ -172,7 +172,7 @@ def lab_claims(
     DIR is what lab run left, or a folder of several. Writes claims.json and claims.md. Safe to stop and run again.
     """
     from offprincipal import fanout
-    from offprincipal.lab.claims import judge_claims
+    from offprincipal.lab.claims import judge_claims, matching
     from offprincipal.lab.claims.scoreboard import print_scoreboard
     from offprincipal.terminal import notes, progress_bar
 
@@ -180,21 +180,25 @@ def lab_claims(
     engine = fanout.engine("processes", min(os.cpu_count() or 1, 8) if jobs is None else jobs)
     command = shlex.join(["offprincipal", *sys.argv[1:]])
     with progress_bar("matrices") as progress:
-        answer = judge_claims(directories, target, seed=seed, engine=engine, progress=progress, command=command)
+        matched = matching.study(directories, target, engine=engine)  # both the claims and the page read it
+        answer = judge_claims(
+            directories, target, seed=seed, engine=engine, progress=progress, command=command, matched=matched
+        )
     if json_:
         as_json(answer)
     else:
         print_scoreboard(answer, terminal())
     notes.print(f"claims: {target / 'claims.md'}")
     if publish:
-        _publish(answer, directories, target, publish, engine)
+        _publish(answer, matched, directories, target, publish, engine)
         notes.print(f"study: {publish / 'README.md'}")
 
 
-def _publish(answer: dict[str, Any], directories: tuple[Path, ...], target: Path, out: Path, engine: Any) -> None:
+def _publish(
+    answer: dict[str, Any], matched: Any, directories: tuple[Path, ...], target: Path, out: Path, engine: Any
+) -> None:
     """The study as a folder, without the folders of this machine."""
     from offprincipal.lab import coordinates
-    from offprincipal.lab.claims import matching
     from offprincipal.lab.claims.scoreboard import markdown
     from offprincipal.lab.travel import study
     from offprincipal.report.study import publish
@@ -203,5 +207,4 @@ def _publish(answer: dict[str, Any], directories: tuple[Path, ...], target: Path
     hide |= {str(folder.resolve()): "lab" for folder in directories} | {str(target.resolve()): "out/claims"}
     hide |= {str(out.resolve()): "docs/results"}
     arms, moved = study(directories, target, engine=engine), coordinates.study(directories)
-    matched = matching.study(directories, target, engine=engine)
     publish(answer, markdown(answer), arms, out, hide=hide, moved=moved, matched=matched)

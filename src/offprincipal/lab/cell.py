@@ -60,7 +60,7 @@ class Cell:
 
 
 @cache
-def _answers_of_base(base: Path, preset: Preset, data_seed: int, part: str) -> Mapping[str, Answers]:
+def answers_of_base(base: Path, preset: Preset, data_seed: int, part: str) -> Mapping[str, Answers]:
     """The base answers the held-out problems once per process."""
     return answers_of(base, preset, data_seed=data_seed, part=part)
 
@@ -68,7 +68,7 @@ def _answers_of_base(base: Path, preset: Preset, data_seed: int, part: str) -> M
 @cache
 def _leash(base: Path, preset: Preset, data_seed: int) -> dict[str, tuple[Answers, torch.Tensor]]:
     """Per family a few of the base's answers to validation problems, and its log-probabilities at their tokens."""
-    answers = _answers_of_base(base, preset, data_seed, PARTS[0])
+    answers = answers_of_base(base, preset, data_seed, PARTS[0])
     model, _ = load_arm(base)
     few = {family: some_answers(answers[family], LEASHED * preset.judged_samples) for family in FAMILIES}
     return {family: (each, log_probabilities(model.eval(), each)) for family, each in few.items()}
@@ -78,7 +78,7 @@ def _judge(base: Path, arm: Path, preset: Preset, data_seed: int) -> dict[str, A
     """Accuracy and KL on both halves of the held-out problems."""
     return {
         part: compare_arms(
-            base, arm, preset, data_seed=data_seed, part=part, before=_answers_of_base(base, preset, data_seed, part)
+            base, arm, preset, data_seed=data_seed, part=part, before=answers_of_base(base, preset, data_seed, part)
         )
         for part in PARTS
     }

@@ -2,7 +2,7 @@
 
 What it is: RLVR, three kinds of supervised training, another optimizer and another storage, each for as many steps as
 RLVR and with its schedule (a tenth of warm-up, then constant), at one, three and ten times its learning rate. What it
-is not: the comparison (``matched``), or the arms that differ in which weights may move (``arms``).
+is not: the comparison (``claims.matching``), or the arms that differ in which weights may move (``arms``).
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from offprincipal.errors import CheckFailed
-from offprincipal.lab.cell import SPLIT
-from offprincipal.lab.judge import PARTS, Answers, answers_of, compare_arms, loaded
+from offprincipal.lab.cell import SPLIT, answers_of_base
+from offprincipal.lab.judge import PARTS, compare_arms, loaded
 from offprincipal.lab.progress import Progress, silent
 from offprincipal.lab.quiet import quiet, stage_seed
 from offprincipal.lab.rlvr import run_grpo
@@ -107,7 +107,7 @@ def train_course(course: Course, *, lab: Path, preset: Preset, seed: int, progre
     unfinished.mkdir(parents=True)
     started, own = time.monotonic(), stage_seed(seed, "matched")
     with one_thread(), quiet(own):
-        before = _answers_of_base(lab / "base", preset, seed)
+        before = answers_of_base(lab / "base", preset, seed, PART)
         data = own_answers(lab / "base", preset, seed) if course.algorithm == "rejection" else None
         model, tokenizer = load_arm(lab / "base")
         kept: dict[int, dict[str, torch.Tensor]] = {}
@@ -136,12 +136,6 @@ def train_course(course: Course, *, lab: Path, preset: Preset, seed: int, progre
     (unfinished / "run.json").write_text(json.dumps(record, indent=1) + "\n")
     os.replace(unfinished, folder)
     return course
-
-
-@cache
-def _answers_of_base(base: Path, preset: Preset, data_seed: int) -> Mapping[str, Answers]:
-    """The base answers the held-out problems once per process."""
-    return answers_of(base, preset, data_seed=data_seed, part=PART)
 
 
 def _train(

@@ -166,8 +166,4 @@ def over_seeds(rises: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]
     >>> over_seeds([{"all": 0.1}])
     {'all': {'mean': 0.1, 'low': None, 'high': None, 'seeds': 1}}
     """
-    found = {name: estimate([np.array([each[name]]) for each in rises]) for name in rises[0]}
-    return {
-        name: {"mean": each.mean, "low": each.low, "high": each.high, "seeds": each.seeds}
-        for name, each in found.items()
-    }
+    return {name: estimate([np.array([each[name]]) for each in rises]).row() for name in rises[0]}

@@ -60,7 +60,7 @@ def to_dense(group: Sequence[Record], dense: Sequence[Record]) -> dict[str, Any]
         return None
     over = estimate([np.array([distance]) for distance, _ in both])
     ahead = sum(sign for _, sign in both) / len(both)
-    return {"mean": over.mean, "low": over.low, "high": over.high, "seeds": over.seeds, "ahead": ahead}
+    return {**over.row(), "ahead": ahead}
 
 
 def between_seeds(dense: Sequence[Record]) -> dict[str, Any] | None:

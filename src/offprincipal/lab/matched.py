@@ -18,7 +18,7 @@ from offprincipal.lab.claims.evidence import find, read_json
 from offprincipal.lab.courses import ALGORITHMS, Course, courses, train_course
 from offprincipal.lab.parts import limit, stopped, until_over
 from offprincipal.lab.progress import Progress, silent
-from offprincipal.lab.run import NEEDED, need_extra
+from offprincipal.lab.run import need_extra
 from offprincipal.lab.settings import Preset, preset_of
 from offprincipal.store import write_file
 
@@ -53,8 +53,11 @@ def run_matched(
     if unknown or not algorithms:
         found = f"there is no algorithm {unknown[0]!r}" if unknown else "no algorithm was given"
         raise UsageError("train matched arms", found, f"choose from {', '.join(ALGORITHMS)}")
-    need_extra(NEEDED)
+    need_extra()
     labs = find([Path(folder) for folder in folders])
+    if not labs:
+        asked = f"train matched arms in {', '.join(str(folder) for folder in folders)}"
+        raise InputError(asked, "there is no laboratory", "run offprincipal lab run first")
     todo: list[tuple[Path, Preset, int, Course]] = []
     for lab in labs:
         mark = read_json(lab / "lab.json")
@@ -64,9 +67,6 @@ def run_matched(
             raise InputError(f"train matched arms in {str(lab)!r}", "its base is missing", command)
         wanted = courses(preset, algorithms)
         todo += [(lab, preset, mark["seed"], each) for each in wanted if not (lab / "matched" / each.place).exists()]
-    if not labs:
-        asked = f"train matched arms in {', '.join(str(folder) for folder in folders)}"
-        raise InputError(asked, "there is no laboratory", "run offprincipal lab run first")
     done = 0
     with limit(minutes):
         for done, _ in enumerate(engine(_train, until_over(todo)), 1):
@@ -89,8 +89,8 @@ def write(answer: Mapping[str, Any], out: Path) -> Path:
 
 
 def print_matched(answer: Mapping[str, Any], console: Console) -> None:
-    """The ends of all courses, then each algorithm beside RLVR at RLVR's own rate: means and 95 % intervals."""
-    ends = _table(f"Ends of the courses, {len(answer['labs'])} laboratories", "algorithm", "lr", *SHOWN)
+    """The ends of all courses, then every algorithm and rate beside RLVR: means and 95 % intervals."""
+    ends = _table(f"Ends of the courses, laboratories {', '.join(answer['labs'])}", "algorithm", "lr", *SHOWN)
     for row in answer["ends"]:
         cells = (said(row[key]) for key in SHOWN)
         ends.add_row(row["algorithm"], f"{row['learning_rate']:g}", *cells)

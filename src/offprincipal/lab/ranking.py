@@ -13,15 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from offprincipal.lab.claims.verdict import MIN_SEEDS, estimate
-from offprincipal.lab.judge import accuracy, per_token
+from offprincipal.lab.judge import PARTS, accuracy, per_token
 
 REFERENCES = ("dense", "lora")
 """The arms that every other one is held against, each at its best rate on validation."""
 
 SUSTAINED = 5
 """Steps over which the reward is averaged before an arm is said to have collapsed (*ours*)."""
-
-PARTS = ("validation", "test")
 
 EDGES = {"largest": " ^", "smallest": " v"}
 """How the table marks a best rate at the edge of its arm's own grid."""
@@ -77,8 +75,7 @@ def against(group: Group, reference: Group) -> dict[str, Any]:
     if len(shared) >= MIN_SEEDS and found.low is not None and found.high is not None:
         says = "better" if found.low > 0 else "worse" if found.high < 0 else "no difference"
     ends = "" if found.low is None or found.high is None else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-    numbers = {"mean": found.mean, "low": found.low, "high": found.high, "seeds": len(shared)}
-    return {**numbers, "says": says, "shown": f"{100 * found.mean:+.1f}{ends} {says}"}
+    return {**found.row(), "says": says, "shown": f"{100 * found.mean:+.1f}{ends} {says}"}
 
 
 def collapse(record: Mapping[str, Any]) -> int | None:

@@ -21,17 +21,16 @@ ENDS = (
 DRAWN = {"changed": "changed weights, points", "nss": "NSS", "angle": "largest angle", "energy": "energy"}
 """What the figure shows beside RLVR; all but the first as quotients."""
 
-MATCHES = ("learning rate", "accuracy", "kl", "norm")
-
 SHARES = ("accuracy", "changed", "overlap")
 
 
 def section(found: Mapping[str, Any]) -> list[str]:
     """The lines of the section."""
     labs, points = len(found["labs"]), found["points"]
+    whose = f"{labs} {'laboratory' if labs == 1 else 'laboratories'}"
     lines = [
         "", "## Other algorithms, equally far", "",
-        f"{labs} laboratories, one run of each course in each: {len(found['ends'])} courses, {len(points)} kept",
+        f"{whose}, one run of each course in each: {len(found['ends'])} courses, {len(points)} kept",
         "points. What the algorithms are and what equal means: [lab.md](../lab.md). KL(arm, base) in nats per token,",
         "norm of D over that of W0, changed 2-D weights inside the blocks, NSS, largest principal angle (geometric",
         "mean over k), energy of D in both principal subspaces over that of Gaussian steps, overlap with the",
@@ -63,13 +62,14 @@ def said(found: Mapping[str, Any] | None) -> str:
 
 
 def chart(found: Mapping[str, Any]) -> Spec:
-    """Each algorithm beside RLVR at its own rate, per measure and match: mean and interval."""
+    """Each algorithm beside RLVR at the middle of its rates, per measure and match: mean and interval."""
     import altair as alt
 
     from offprincipal.report.charts import finished, named, run_scale
 
+    matches = list(dict.fromkeys(row["match"] for row in found["pairs"]))
     base = alt.Chart().encode(alt.Y("algorithm:N", title=None, sort=None), alt.YOffset("equal:N", sort=None))
-    color = alt.Color("equal:N", title="equal in", sort=None).scale(run_scale(MATCHES))
+    color = alt.Color("equal:N", title="equal in", sort=None).scale(run_scale(matches))
     point = base.mark_point(filled=True, size=40).encode(
         alt.X("mean:Q", title=None).scale(zero=False, padding=8), color
     )

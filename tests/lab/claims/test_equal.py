@@ -39,11 +39,9 @@ def test_d4_finds_what_was_planted(at_accuracy, at_norm, verdict):
     assert {judge(each).verdict for each in few} == {"cannot tell"}
 
 
-def test_d4_as_a_record(monkeypatch, tmp_path):
+def test_d4_as_a_record():
     found = _found(math.log(5), math.log(4))
-    monkeypatch.setattr(equal, "study", lambda folders, out, engine: found)
-    seeds = tuple(type("Lab", (), {"folder": tmp_path, "name": name, "parts": ()})() for name in found["labs"])
-    record = dict(equal.claims())["D4"](Evidence(seeds, out=tmp_path))
+    record = dict(equal.CLAIMS)["D4"](Evidence((), matched=found))
     assert (record.verdict, record.seeds, record.positive.passed) == ("supported", 5, True)
     assert record.settings["learning rates"] == [1e-5, 3e-5]
 
@@ -67,22 +65,18 @@ def test_s2_tells_length_from_distance(beyond, verdict):
     assert {judge(each).verdict for each in equal.s2(_points(beyond), planted=0.05)} == {"supported"}
 
 
-def test_s2_needs_growth_at_all(monkeypatch, tmp_path):
+def test_s2_needs_growth_at_all():
     found = _points(0.0)
     still = {**found, "points": [{**point, "changed": 0.5} for point in found["points"]]}
-    monkeypatch.setattr(equal, "study", lambda folders, out, engine: still)
-    seeds = tuple(type("Lab", (), {"folder": tmp_path, "name": name, "parts": ()})() for name in found["labs"])
-    record = dict(equal.claims())["S2"](Evidence(seeds, out=tmp_path))
+    record = dict(equal.CLAIMS)["S2"](Evidence((), matched=still))
     assert (record.verdict, record.positive.passed, record.seeds) == ("not supported", True, 5)
 
 
 @pytest.mark.parametrize("id_", ["D4", "S2"])
-def test_without_courses_they_say_what_to_run(id_, monkeypatch, tmp_path):
+def test_without_courses_they_say_what_to_run(id_):
     with pytest.raises(NotRun) as none:
-        dict(equal.claims())[id_](Evidence((), out=tmp_path, asked="labs"))
+        dict(equal.CLAIMS)[id_](Evidence((), asked="labs"))
     assert none.value.command == "offprincipal lab matched labs"
     only_sft = {"labs": ["seed-0"], "points": [], "pairs": []}
-    monkeypatch.setattr(equal, "study", lambda folders, out, engine: only_sft)
-    seeds = (type("Lab", (), {"folder": tmp_path, "name": "seed-0", "parts": ()})(),)
     with pytest.raises(NotRun):
-        dict(equal.claims())[id_](Evidence(seeds, out=tmp_path, asked="labs"))
+        dict(equal.CLAIMS)[id_](Evidence((), asked="labs", matched=only_sft))

@@ -6,7 +6,7 @@ supported, explained by the null, cannot tell, or not run. What it is not: train
 itself tried.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from offprincipal.lab.claims import (
     leash,
     locality,
     masks,
+    matching,
     numerics,
     spectra,
     training,
@@ -46,6 +47,7 @@ def judge_claims(
     engine: Engine = here,
     progress: Progress | None = None,
     command: str | None = None,
+    matched: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Judge every claim on these laboratories and write ``claims.json`` and ``claims.md`` into ``out``.
 
@@ -59,6 +61,7 @@ def judge_claims(
         engine: where matrices are measured.
         progress: called after each matrix.
         command: the command line to be recorded.
+        matched: what ``matching.study`` gives for these folders, where the caller has it; else measured here.
 
     Returns:
         What ``claims.json`` holds.
@@ -66,10 +69,11 @@ def judge_claims(
     Raises:
         InputError: a folder is missing or torn, laboratories do not belong together, or `out` cannot be written.
     """
-    target = Path(out)
-    evidence = gather([Path(folder) for folder in folders], target, seed=seed, engine=engine, progress=progress)
+    target, places = Path(out), [Path(folder) for folder in folders]
+    evidence = gather(places, target, seed=seed, engine=engine, progress=progress)
     found = [each for s in evidence.seeds if s.folder for each in interventions.read(s.folder, s.name)]
-    evidence = replace(evidence, interventions=tuple(found))
+    matched = matched or matching.study(places, target, engine=engine)
+    evidence = replace(evidence, interventions=tuple(found), matched=matched)
     target.mkdir(parents=True, exist_ok=True)
     answered = answer(records(evidence, engine), evidence, command)
     write(answered, target)
@@ -89,7 +93,7 @@ def _judges(engine: Engine) -> Iterator[tuple[str, Callable[[Evidence], Record]]
     yield from ((claim.id, lambda evidence, c=claim: weigh(c, evidence)) for claim in WEIGHED)
     yield from interventions.CLAIMS
     yield from training.claims(engine)
-    yield from equal.claims(engine)
+    yield from equal.CLAIMS
     yield from beside.CLAIMS
 
 

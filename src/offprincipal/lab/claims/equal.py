@@ -6,13 +6,12 @@ its values are learning rates. What it is not: the matching.
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from offprincipal.fanout import Engine, here
-from offprincipal.lab.claims.matching import REFERENCE, effect, meet, study
+from offprincipal.lab.claims.matching import REFERENCE, effect, meet
 from offprincipal.lab.claims.record import NotRun, Record
 from offprincipal.lab.claims.samples import Evidence
 from offprincipal.lab.claims.verdict import Measured
@@ -46,17 +45,16 @@ def s2(found: Found, planted: float = 0.0) -> tuple[Measured, ...]:
     return (Measured(words, grown, {"equal norm in fewer steps": beyond}, ("equal norm in fewer steps",), 0.01),)
 
 
-def d4(found: Mapping[str, Any], algorithm: str = "sft", factor: float = 1.0) -> tuple[Measured, ...]:
+def d4(found: Found, factor: float = 1.0) -> tuple[Measured, ...]:
     """SFT turns subspaces and moves the spectrum more than RLVR where both are equally accurate, and of equal norm.
 
     A unit is a laboratory, its values are the learning rates at which both gained.
 
     Args:
         found: what `study` gives.
-        algorithm: which stands for SFT.
-        factor: by which its angles and shifts are multiplied, to plant the effect.
+        factor: by which the angles and shifts of SFT are multiplied, to plant the effect.
     """
-    pairs = {match: [row for row in found["pairs"] if (row["algorithm"], row["match"]) == (algorithm, match)]
+    pairs = {match: [row for row in found["pairs"] if (row["algorithm"], row["match"]) == ("sft", match)]
              for match in ("accuracy", "norm")}  # fmt: skip
 
     def sample(match: str, key: str) -> list[np.ndarray]:
@@ -71,22 +69,15 @@ def d4(found: Mapping[str, Any], algorithm: str = "sft", factor: float = 1.0) ->
     )  # fmt: skip
 
 
-def _measured(evidence: Evidence, engine: Engine) -> Found:
-    """What `study` gives.
-
-    Raises:
-        NotRun: no laboratory has courses.
-    """
-    folders = [seed.folder for seed in evidence.seeds if seed.folder]
-    found = study(folders, evidence.out, engine=engine) if evidence.out and folders else None
-    if not found:
+def _measured(evidence: Evidence) -> Found:
+    if not evidence.matched:
         raise NotRun("courses of RLVR and SFT", f"offprincipal lab matched {evidence.asked}")
-    return found
+    return evidence.matched
 
 
-def judge_d4(evidence: Evidence, engine: Engine = here) -> Record:
+def judge_d4(evidence: Evidence) -> Record:
     """D4 beside a control: SFT's angles and shifts multiplied by ten."""
-    found = _measured(evidence, engine)
+    found = _measured(evidence)
     if not any(len(values) for values in d4(found)[0].sample):
         missing = "SFT and RLVR at matched accuracy (the paper's own pair is unireason-rl of offprincipal reproduce)"
         raise NotRun(missing, f"offprincipal lab matched {evidence.asked}")
@@ -96,9 +87,9 @@ def judge_d4(evidence: Evidence, engine: Engine = here) -> Record:
     return judged_record("D4", d4(found), evidence, positive=planted, settings=settings)
 
 
-def judge_s2(evidence: Evidence, engine: Engine = here) -> Record:
+def judge_s2(evidence: Evidence) -> Record:
     """S2 beside a control: five points more in the longer run."""
-    found = _measured(evidence, engine)
+    found = _measured(evidence)
     planted = control("five points more changed weights in the longer run", s2(found, planted=0.05), wanted=True)
     rates = sorted({p["learning_rate"] for p in found["points"] if p["algorithm"] == REFERENCE})
     if not rates:
@@ -107,6 +98,4 @@ def judge_s2(evidence: Evidence, engine: Engine = here) -> Record:
     return judged_record("S2", s2(found), evidence, positive=planted, settings=settings)
 
 
-def claims(engine: Engine = here) -> Sequence[tuple[str, Callable[[Evidence], Record]]]:
-    """The claims about matched runs, by id."""
-    return [("S2", lambda evidence: judge_s2(evidence, engine)), ("D4", lambda evidence: judge_d4(evidence, engine))]
+CLAIMS = (("S2", judge_s2), ("D4", judge_d4))

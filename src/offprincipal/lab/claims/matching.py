@@ -47,25 +47,22 @@ def study(folders: Sequence[Path], out: Path, *, engine: Engine = here) -> dict[
     Args:
         folders: laboratories, or folders of several.
         out: comparisons are kept in ``out/matched``, so that it may be stopped and run again.
-        engine: where matrices are measured.
+        engine: where courses are measured.
 
     Returns:
         ``points`` (laboratory, algorithm, learning rate, step, `MEASURES` and the gain of accuracy over the base's),
         ``ends`` (per algorithm and rate every measure at the end) and ``pairs`` (per algorithm, rate and match every
-        effect, and ``by_lab`` those of each laboratory): means over laboratories with ``low`` and ``high`` (95 %) and
-        the number of ``labs``. None where no laboratory has courses.
+        effect, and ``by_lab`` those of each laboratory): means over laboratories, ``low`` and ``high`` (95 %), how
+        many ``seeds``, and ``shown``, all that in words. None where no laboratory has courses.
 
     Raises:
         InputError: a record or a checkpoint cannot be read.
     """
+    files = [(lab, file, out) for lab in find(folders) for file in sorted((lab / "matched").glob("*/lr-*/run.json"))]
+    measured = sorted(engine(_course, files), key=lambda each: (each[0], each[1].place))
     found: dict[str, dict[Course, list[dict[str, Any]]]] = {}
-    for lab in find(folders):
-        files = sorted((lab / "matched").glob("*/lr-*/run.json"))
-        if files:
-            name = f"seed-{read_json(lab / 'lab.json')['seed']}"
-            found[name] = dict(
-                _course(lab, read_json(file), file.parent, out / "matched" / name, engine) for file in files
-            )
+    for name, course, points in measured:
+        found.setdefault(name, {})[course] = points
     if not found:
         return None
     order = sorted(
@@ -81,15 +78,19 @@ def study(folders: Sequence[Path], out: Path, *, engine: Engine = here) -> dict[
     }  # fmt: skip
 
 
-def _course(
-    lab: Path, record: Mapping[str, Any], folder: Path, out: Path, engine: Engine
-) -> tuple[Course, list[dict[str, Any]]]:
-    """A course and its points: accuracy and KL from its record, the weights by `survey.compare` with the base."""
+def _course(item: tuple[Path, Path, Path]) -> tuple[str, Course, list[dict[str, Any]]]:
+    """Laboratory, course and its points: accuracy and KL from its record, the weights by `survey.compare`.
+
+    A whole course wherever the engine puts it: the matrices are small, and starting workers for each comparison would
+    take longer than measuring.
+    """
+    lab, file, out = item
+    record, name = read_json(file), f"seed-{read_json(lab / 'lab.json')['seed']}"
     course = Course(record["algorithm"], record["learning_rate"])
-    runs = {f"step-{point['step']}": folder / f"step-{point['step']}" / "master" for point in record["points"]}
-    place = out / f"{course.algorithm}-{course.learning_rate:g}"
-    weights = {run["label"]: run for run in survey.compare(lab / "base", runs, place, engine=engine).summary["runs"]}
-    return course, [_point(point, weights[f"step-{point['step']}"]) for point in record["points"]]
+    runs = {f"step-{point['step']}": file.parent / f"step-{point['step']}" / "master" for point in record["points"]}
+    place = out / "matched" / name / f"{course.algorithm}-{course.learning_rate:g}"
+    weights = {run["label"]: run for run in survey.compare(lab / "base", runs, place).summary["runs"]}
+    return name, course, [_point(point, weights[f"step-{point['step']}"]) for point in record["points"]]
 
 
 def _point(judged: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,8 +159,8 @@ def effect(key: str, own: float | None, rlvr: float | None) -> float | None:
 def meet(own: Sequence[Point], other: Sequence[Point], match: str) -> tuple[Point, Point] | None:
     """Both courses where they are equal in `match`: at the largest value that both reach, or at their ends.
 
-    None where they are nowhere known to be equal: one is past the value at its first point, or, in accuracy, neither
-    gains `LEAST_GAIN`.
+    None where they are nowhere known to be equal: one is past the value at its first point, or, in accuracy, not both
+    gain `LEAST_GAIN`.
 
     >>> a, b = ([dict.fromkeys((*RATIOS, *DIFFERENCES), x) for x in xs] for xs in ((1.0, 4.0), (1.0, 2.0)))
     >>> [point["norm"] for point in meet(a, b, "norm")]
@@ -221,8 +222,7 @@ def _interval(values: Sequence[float | None], key: str, *, effect: bool = True) 
     known = [np.array([value]) for value in values if value is not None]
     if not known:
         return None
-    found = estimate(known)
-    numbers = {"mean": found.mean, "low": found.low, "high": found.high, "labs": found.seeds}
+    numbers = estimate(known).row()
     return {**numbers, "shown": shown(numbers, key, effect=effect)}
 
 

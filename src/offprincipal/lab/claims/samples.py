@@ -47,6 +47,7 @@ class Evidence:
         arms: records of ``lab arms``, each with ``lab`` (name) and ``folder``.
         interventions: what ``interventions.read`` found, per laboratory and intervention.
         probes: name of a probe to its results, per laboratory.
+        matched: what ``matching.study`` measured on the courses of ``lab matched``; None where there are none.
         asked: the folders that were given, as they stand in commands.
         out: where the scoreboard and its caches go.
     """
@@ -57,6 +58,7 @@ class Evidence:
     probes: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     asked: str = "lab"
     out: Path | None = None
+    matched: Mapping[str, Any] | None = None
 
 
 def per_run(evidence: Evidence, runs: Sequence[str], value: Value, *nulls: str, kinds: Sequence[str] = ()) -> Sample:

@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,10 @@ class Estimate:
     seeds: int
     over: str
     per_seed: tuple[float, ...]
+
+    def row(self) -> dict[str, Any]:
+        """The mean, its interval and how many seeds, as the tables of a study keep them."""
+        return {"mean": self.mean, "low": self.low, "high": self.high, "seeds": self.seeds}
 
 
 def estimate(sample: Sample) -> Estimate:
