@@ -60,7 +60,7 @@ def test_principal_overlap_equals_mask_and_null_counted_directly():
     low = masks.smallest(before, masks.count(0.5, before.numel()))
     for name, chosen in (("principal", mask), ("principal_high", mask & ~low), ("safe", low | ~mask)):
         n, m, a, both = joint(before, after, chosen)
-        expected, variance = nulls.magnitude(n, m, a)
+        expected, variance = nulls.magnitude(n, m).overlap(a)
         assert found[f"{name}_ones"] == int(chosen.sum())
         assert found[f"{name}_changed"] == int(both.sum())
         assert found[f"{name}_matched"] == pytest.approx(expected)

@@ -242,23 +242,24 @@ def _overlaps(
     """Overlap of the update with the principal masks beside the magnitude and rounding nulls, all from one table."""
     table = cross(before.cpu(), after.cpu(), found.level)
     used = torch.from_numpy(masks.count_codes(before)).nonzero().flatten()
-    table = table[used].to(torch.int64)  # few codes occur, and every mask below is a sum over all of them
+    still, moving = table[used].to(torch.float64).unbind(2)  # few codes occur; counts are exact in float64
+    by_level = still + moving
 
     def by_code(counts: Tensor) -> Tensor:
-        return counts.new_zeros(bits.MAGNITUDE_CODES).index_copy_(0, used, counts)
+        return torch.zeros(bits.MAGNITUDE_CODES, dtype=torch.int64).index_copy_(0, used, counts.to(torch.int64))
 
-    total, moved = by_code(table.sum(dim=(1, 2))), by_code(table[:, :, 1].sum(dim=1))
-    changed = int(moved.sum())
+    total, moved = by_code(by_level.sum(dim=1)), by_code(moving.sum(dim=1))
+    changed_by_level, changed = moving.sum(dim=0), int(moved.sum())
     draws = source if isinstance(source, nulls.RoundingDraws) else nulls.rounding_draws(total, changed, source)
+    magnitude = nulls.magnitude(total, moved)
 
     def against(mask: Tensor) -> dict[str, float]:
-        part = table[:, mask].sum(dim=1)
-        ones = by_code(part.sum(dim=1))
-        expected, variance = nulls.magnitude(total, moved, ones)
-        share, spread = nulls.rounding(draws, ones)
+        ones = by_code(by_level @ mask.to(torch.float64))
+        expected, variance = magnitude.overlap(ones)
+        share, spread = draws.share(ones)
         return {
             "ones": int(ones.sum()),
-            "changed": int(part[:, 1].sum()),
+            "changed": int(changed_by_level[mask].sum()),
             "matched": expected,
             "matched_var": variance,
             "rounding": share * changed,

@@ -123,8 +123,9 @@ def low_magnitude(subject: Subject) -> Measured:
     sizes = [round(fraction * found.counted) for fraction in ALPHAS]
     observed = low_changed(subject.before, subject.after, found, sizes)
     chosen = [nulls.low_magnitude(found.code_total, size) for size in sizes]
-    matched = [nulls.magnitude(found.code_total, found.code_changed, mask) for mask in chosen]
-    drawn = [nulls.rounding(subject.rounding, mask) for mask in chosen]
+    magnitude = nulls.magnitude(found.code_total, found.code_changed)
+    matched = [magnitude.overlap(mask) for mask in chosen]
+    drawn = [subject.rounding.share(mask) for mask in chosen]
     at = ALPHAS.index(ALPHA)
     columns = {
         "low_alpha": ALPHA,

@@ -27,6 +27,7 @@ from offprincipal.lab.matched import print_matched, run_matched, said, write
 from offprincipal.lab.run import open_lab
 from offprincipal.lab.settings import PRESETS
 from offprincipal.lab.tasks import make_items, verify
+from offprincipal.survey import compare
 
 MINI = PRESETS["mini"]
 
@@ -72,6 +73,7 @@ def test_every_course_is_there_whole_with_its_points_and_nothing_else(lab: Path)
         assert (record["own_answers"] is None) == (course.algorithm != "rejection")
         for point in record["points"]:
             assert point["accuracy_before"] == record["points"][0]["accuracy_before"]
+            assert set(point["weights"]) == set(module.WEIGHED)
         place = lab / "matched" / course.place
         assert sorted(each.name for each in place.iterdir()) == ["run.json", "step-1", "step-2", "step-3"]
     assert len({_record(lab, course)["stage_seed"] for course in courses(MINI)}) == 1
@@ -156,11 +158,11 @@ def test_refusals(lab: Path, tmp_path: Path) -> None:
     message = r"its base is missing; run offprincipal lab run --preset mini --seed 0 -o .*bare$"
     with pytest.raises(InputError, match=message):
         run_matched([tmp_path / "bare"])
-    assert study([tmp_path / "bare"], tmp_path) is None
+    assert study([tmp_path / "bare"]) is None
 
 
 def test_the_study_and_its_table(lab: Path, tmp_path: Path) -> None:
-    found = study([lab], tmp_path)
+    found = study([lab])
     assert found is not None
     assert json.loads(write(found, tmp_path).read_text()) == found
     assert (found["labs"], len(found["ends"]), len(found["points"])) == (["seed-0"], 6, 18)
@@ -175,6 +177,25 @@ def test_the_study_and_its_table(lab: Path, tmp_path: Path) -> None:
     print_matched(found, Console(file=text, width=200))
     assert "Beside RLVR at equal" in text.getvalue()
     assert "rlvr-sgd" in text.getvalue()
+
+
+def test_the_weights_of_a_point_are_what_compare_says_of_them(lab: Path) -> None:
+    course = courses(MINI, ("sft",))[0]
+    place, point = lab / "matched" / course.place, _record(lab, course)["points"][1]
+    (run,) = compare(lab / "base", [place / "step-2" / "master"]).summary["runs"]
+    assert point["weights"] == json.loads(json.dumps({name: run[name] for name in module.WEIGHED}))
+    assert point["weights"]["relative_delta_norm"] > 0
+
+
+def test_a_record_of_an_older_version_is_refused(lab: Path, tmp_path: Path) -> None:
+    course = courses(MINI, ("sft",))[0]
+    old = tmp_path / "old" / "matched" / course.place
+    old.mkdir(parents=True)
+    shutil.copy(lab / "lab.json", tmp_path / "old")
+    (old / "run.json").write_text(json.dumps({**_record(lab, course), "schema_version": 1}))
+    message = r"it is of version 1, and this offprincipal writes 2; delete its folder and run offprincipal lab matched"
+    with pytest.raises(InputError, match=message):
+        study([tmp_path])
 
 
 def test_a_missing_number_is_a_dash() -> None:

@@ -68,7 +68,7 @@ def test_rows_equal_literal_counts(compared):
         a, b = sets["principal"][name], sets["a"][name]
         total, _, _, _ = joint(weights[name], weights[name], a)
         codes = torch.stack([joint(weights[name], weights[name], mask)[2] for mask in (a, b)])
-        expected, variance = nulls.magnitude(total, codes[1], codes[0])
+        expected, variance = nulls.magnitude(total, codes[1]).overlap(codes[0])
         both = int((a & b).sum())
         assert (row["a"], row["b"], row["both"]) == (int(a.sum()), int(b.sum()), both)
         assert row["matched"] == pytest.approx(expected)

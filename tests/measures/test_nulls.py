@@ -25,7 +25,7 @@ def test_magnitude_null_equals_hypergeometric_moments_per_code():
     n, m, a, _ = joint(before, after, mask)
     used = (n > 0).nonzero().flatten().tolist()
     law = [scipy.stats.hypergeom(int(n[c]), int(m[c]), int(a[c])) for c in used]
-    expected, variance = nulls.magnitude(n, m, a)
+    expected, variance = nulls.magnitude(n, m).overlap(a)
     support = np.arange(int(n.max()) + 1)
     moments = [(float(p @ support), float(p @ support**2)) for p in (each.pmf(support) for each in law)]
     assert expected == pytest.approx(sum(mean for mean, _ in moments))
@@ -43,7 +43,7 @@ def test_magnitude_null_equals_shuffling_changes_within_each_code():
             shuffled[group] = random.permutation(moved[group])
         hits.append(int((shuffled & mask.flatten().numpy()).sum()))
     n, m, a, _ = joint(before, after, mask)
-    expected, variance = nulls.magnitude(n, m, a)
+    expected, variance = nulls.magnitude(n, m).overlap(a)
     assert abs(np.mean(hits) - expected) < 4 * math.sqrt(variance / 400)
     assert np.var(hits) == pytest.approx(variance, rel=0.25)
 
@@ -51,7 +51,7 @@ def test_magnitude_null_equals_shuffling_changes_within_each_code():
 def test_a_mask_of_whole_codes_leaves_the_magnitude_null_nothing_to_explain():
     before, after, _ = toy(2)
     n, m, a, k = joint(before, after, bits.magnitude_code(before) < 15_400)
-    assert nulls.magnitude(n, m, a) == (pytest.approx(float(k.sum())), 0.0)
+    assert nulls.magnitude(n, m).overlap(a) == (pytest.approx(float(k.sum())), 0.0)
 
 
 @pytest.mark.parametrize("scale", [1e-5, 1e-4, 3e-3])
@@ -96,7 +96,7 @@ def test_rounding_null_equals_simulating_the_whole_tensor():
         shares.append(float((moved & mask).sum() / moved.sum()))
     a = joint(before, after, mask)[2]
     drawn = nulls.rounding_draws(counts.code_total, counts.changed, numpy_generator(3, "draws"), draws=200)
-    mean, variance = nulls.rounding(drawn, a)
+    mean, variance = drawn.share(a)
     assert mean == pytest.approx(np.mean(shares), abs=4 * np.std(shares) / math.sqrt(100))
     assert math.sqrt(variance) == pytest.approx(np.std(shares), rel=0.3)
 
@@ -107,7 +107,7 @@ def test_rounding_null_of_a_real_gaussian_update_finds_no_excess():
     counts = sweep(before, after)
     ones = nulls.low_magnitude(counts.code_total, counts.counted // 2)
     drawn = nulls.rounding_draws(counts.code_total, counts.changed, numpy_generator(4, "draws"))
-    mean, variance = nulls.rounding(drawn, ones)
+    mean, variance = drawn.share(ones)
     observed = float((counts.code_changed * ones / counts.code_total.clamp(min=1)).sum() / counts.changed)
     assert mean > 0.7
     assert abs(nulls.z_score(observed, mean, variance)) < 4
@@ -124,7 +124,7 @@ def test_draws_depend_on_the_name_and_not_on_the_order():
 def test_rounding_null_of_no_change_is_undefined():
     n = torch.zeros(32_768, dtype=torch.int64)
     n[16_000] = 50
-    mean, variance = nulls.rounding(nulls.rounding_draws(n, 0, numpy_generator(0, "a")), n)
+    mean, variance = nulls.rounding_draws(n, 0, numpy_generator(0, "a")).share(n)
     assert math.isnan(mean)
     assert math.isnan(variance)
 

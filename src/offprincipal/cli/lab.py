@@ -114,7 +114,7 @@ def lab_arms(out: Path, json_: bool, arms: tuple[str, ...], **options: Any) -> N
 
 @lab.command("matched", epilog="Example: offprincipal lab matched lab -o out/claims -j 2")
 @click.argument("directories", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the comparisons; default: DIR/claims.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of matched.json; default: DIR/claims.")
 @click.option(
     "--algorithms", default="", callback=_list(str), help="Which, with commas between; default: all of them."
 )
@@ -147,7 +147,7 @@ def lab_matched(
     with show_progress(notes) as progress:
         which = algorithms or ALGORITHMS
         labs = run_matched(directories, algorithms=which, engine=engine, progress=progress, minutes=minutes)
-    answer = study(labs, target, engine=engine)
+    answer = study(labs)
     assert answer is not None  # every laboratory has its courses now
     written = write(answer, target)
     if json_:
@@ -172,7 +172,7 @@ def lab_claims(
     DIR is what lab run left, or a folder of several. Writes claims.json and claims.md. Safe to stop and run again.
     """
     from offprincipal import fanout
-    from offprincipal.lab.claims import judge_claims, matching
+    from offprincipal.lab.claims import judge_claims
     from offprincipal.lab.claims.scoreboard import print_scoreboard
     from offprincipal.terminal import notes, progress_bar
 
@@ -180,25 +180,21 @@ def lab_claims(
     engine = fanout.engine("processes", min(os.cpu_count() or 1, 8) if jobs is None else jobs)
     command = shlex.join(["offprincipal", *sys.argv[1:]])
     with progress_bar("matrices") as progress:
-        matched = matching.study(directories, target, engine=engine)  # both the claims and the page read it
-        answer = judge_claims(
-            directories, target, seed=seed, engine=engine, progress=progress, command=command, matched=matched
-        )
+        answer = judge_claims(directories, target, seed=seed, engine=engine, progress=progress, command=command)
     if json_:
         as_json(answer)
     else:
         print_scoreboard(answer, terminal())
     notes.print(f"claims: {target / 'claims.md'}")
     if publish:
-        _publish(answer, matched, directories, target, publish, engine)
+        _publish(answer, directories, target, publish, engine)
         notes.print(f"study: {publish / 'README.md'}")
 
 
-def _publish(
-    answer: dict[str, Any], matched: Any, directories: tuple[Path, ...], target: Path, out: Path, engine: Any
-) -> None:
+def _publish(answer: dict[str, Any], directories: tuple[Path, ...], target: Path, out: Path, engine: Any) -> None:
     """The study as a folder, without the folders of this machine."""
     from offprincipal.lab import coordinates
+    from offprincipal.lab.claims import matching
     from offprincipal.lab.claims.scoreboard import markdown
     from offprincipal.lab.travel import study
     from offprincipal.report.study import publish
@@ -207,4 +203,5 @@ def _publish(
     hide |= {str(folder.resolve()): "lab" for folder in directories} | {str(target.resolve()): "out/claims"}
     hide |= {str(out.resolve()): "docs/results"}
     arms, moved = study(directories, target, engine=engine), coordinates.study(directories)
+    matched = matching.study(directories)
     publish(answer, markdown(answer), arms, out, hide=hide, moved=moved, matched=matched)

@@ -1,8 +1,9 @@
 """Runs of other algorithms from one base, with points kept along each, so that they can be compared at equal distance.
 
 What it is: RLVR, three kinds of supervised training, another optimizer and another storage, each for as many steps as
-RLVR and with its schedule (a tenth of warm-up, then constant), at one, three and ten times its learning rate. What it
-is not: the comparison (``claims.matching``), or the arms that differ in which weights may move (``arms``).
+RLVR and with its schedule (a tenth of warm-up, then constant), at one, three and ten times its learning rate; every
+point judged and compared with the base. What it is not: the comparison of courses with each other
+(``claims.matching``), or the arms that differ in which weights may move (``arms``).
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from offprincipal import survey
 from offprincipal.errors import CheckFailed
 from offprincipal.lab.cell import SPLIT, answers_of_base
 from offprincipal.lab.judge import PARTS, compare_arms, loaded
@@ -47,8 +49,17 @@ SGD_RATE = 4000.0
 """The one learning rate of SGD over that of AdamW (*ours*: it has no equal one; there it learns, at ten times it
 collapses on ``tiny``)."""
 
+SCHEMA = 2
+"""Of ``run.json``; 2 has ``weights``."""
+
 POINTS = (1 / 12, 1 / 6, 1 / 3, 2 / 3, 1.0)
 """Shares of the steps after which the weights are kept."""
+
+WEIGHED = (
+    "relative_delta_norm", "sparsity_bf16_linear", "nss_mean", "angle_mean_deg", "energy_principal_lift",
+    "overlap_principal_excess",
+)  # fmt: skip
+"""What a record keeps of the comparison of a point with the base: columns of a comparison's runs."""
 
 PART = PARTS[1]
 
@@ -95,8 +106,8 @@ def train_course(course: Course, *, lab: Path, preset: Preset, seed: int, progre
     """Train one course of a laboratory into ``matched/<algorithm>/lr-<rate>/``; it appears only when it is whole.
 
     Every point is a folder ``step-<n>`` as ``lab run`` writes them; ``run.json`` holds, per point, accuracy on the
-    test half and KL, both of the weights rounded to bfloat16. On one thread; order and samples are the same for every
-    course of a laboratory.
+    test half and KL, both of the weights rounded to bfloat16, and under ``weights`` the `WEIGHED` numbers of its
+    float32 weights. On one thread; order and samples are the same for every course of a laboratory.
 
     Raises:
         CheckFailed: the base has no right answer to train on.
@@ -115,7 +126,7 @@ def train_course(course: Course, *, lab: Path, preset: Preset, seed: int, progre
         began = time.monotonic()
         _train(course, model, tokenizer, preset, data, own, seed, progress, partial(_attach, course=course, kept=kept))
         record = {
-            "schema_version": 1,
+            "schema_version": SCHEMA,
             **dataclasses.asdict(course),
             "seed": seed,
             "stage_seed": own,
@@ -132,10 +143,18 @@ def train_course(course: Course, *, lab: Path, preset: Preset, seed: int, progre
             save_arm(model, tokenizer, place)
             judged = compare_arms(lab / "base", place, preset, data_seed=seed, part=PART, before=before)
             record["points"].append({"step": step, **judged})
+        weigh(record["points"], lab / "base", unfinished)
     record["seconds"] = round(time.monotonic() - started, 1)
     (unfinished / "run.json").write_text(json.dumps(record, indent=1) + "\n")
     os.replace(unfinished, folder)
     return course
+
+
+def weigh(points: Sequence[dict[str, Any]], base: Path, folder: Path) -> None:
+    """Put ``weights`` into every point: the `WEIGHED` numbers, None where one is not defined."""
+    runs = {f"step-{point['step']}": folder / f"step-{point['step']}" / "master" for point in points}
+    for point, run in zip(points, survey.compare(base, runs).summary["runs"], strict=True):
+        point["weights"] = {name: run.get(name) for name in WEIGHED}
 
 
 def _train(

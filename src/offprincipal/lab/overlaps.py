@@ -149,7 +149,7 @@ def jaccard(codes: Tensor, first: Tensor, second: Tensor) -> RunPair:
     sizes = int(a.sum()), int(b.sum())
     chance = sizes[0] * sizes[1] / max(first.numel(), 1)
     both = int((first & second).sum())
-    return RunPair(0, 1, first.numel(), *sizes, both, chance, *nulls.magnitude(total, a, b))
+    return RunPair(0, 1, first.numel(), *sizes, both, chance, *nulls.magnitude(total, a).overlap(b))
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

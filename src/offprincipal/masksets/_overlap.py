@@ -117,9 +117,9 @@ def row(piece: Piece, a: Tensor, b: Tensor, weight: Tensor | None, seed: int) ->
     if weight is not None and entries:
         table = cross(weight, weight, a.to(torch.uint8) + 2 * b.to(torch.uint8))[:, :4, 0].to(torch.int64)
         total, of_a, of_b = table.sum(dim=1), table[:, 1] + table[:, 3], table[:, 2] + table[:, 3]
-        expected, variance = nulls.magnitude(total, of_b, of_a)
+        expected, variance = nulls.magnitude(total, of_b).overlap(of_a)
         drawn = nulls.rounding_draws(total, in_b, numpy_generator(seed, piece.name, "rounding"))
-        share, spread = nulls.rounding(drawn, of_a)
+        share, spread = drawn.share(of_a)
         found |= {"matched": expected, "matched_var": variance, "rounding": share * in_b,
                   "rounding_var": spread * in_b**2,
                   "excess_z": nulls.z_score(float(both), expected, variance)}  # fmt: skip

@@ -135,10 +135,11 @@ class Consensus:
 
     def _pairs(self) -> Iterator[RunPair]:
         total = torch.from_numpy(self.total)
+        each = [magnitude(total, torch.from_numpy(changed)) for changed in self.per_code]
         for right in range(len(self.packed)):
             for left in range(right):
                 a, b = self.per_code[left], self.per_code[right]
-                expected, variance = magnitude(total, torch.from_numpy(a), torch.from_numpy(b))
+                expected, variance = each[left].overlap(torch.from_numpy(b))
                 words = self.packed[left].view(np.uint64), self.packed[right].view(np.uint64)
                 both = int(_consensus_pass.common_bits(*words))
                 size_a, size_b, counted = int(a.sum()), int(b.sum()), self.codes.size

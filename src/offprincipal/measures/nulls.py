@@ -14,7 +14,7 @@ changed, a of them in A. Three nulls, from weakest to strongest:
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -29,28 +29,49 @@ DRAWS = 20
 Counts = Int[Tensor, " codes"]
 
 
-def magnitude(n: Counts, m: Counts, a: Counts) -> tuple[float, float]:
-    """Expected overlap count and its variance when change depends on the magnitude code alone (N-magnitude).
+@dataclass(frozen=True)
+class Magnitude:
+    """N-magnitude of one pair: change depends on the magnitude code alone. Made once, asked about any mask.
 
-    Args:
-        n: entries per code.
-        m: changed entries per code.
-        a: entries of the mask per code.
-
-    Returns:
-        ``sum m a / n`` and the sum of hypergeometric variances ``a (n - a) m (n - m) / (n^2 (n - 1))``. Exact, no
-        sampling. For a mask that is itself a function of the code (low magnitude) the expectation equals the
-        observation up to ties: this null then says nothing, and `rounding` is the one to read.
-
-    Source: DEFINITIONS section 5 (ours); paper.md 8.0 calls it N3.
-
-    >>> magnitude(torch.tensor([4, 6]), torch.tensor([2, 0]), torch.tensor([2, 3]))
-    (1.0, 0.3333333333333333)
+    Attributes:
+        codes: int64 [used], the magnitude codes that occur in the base.
+        total: float64 [used], entries per code.
+        moved: float64 [used], changed entries per code.
     """
-    used = n > 0
-    total, moved, inside = (t[used].to(torch.float64) for t in (n, m, a))
-    spread = inside * (total - inside) * moved * (total - moved) / (total.square() * (total - 1).clamp(min=1))
-    return float((moved * inside / total).sum()), float(spread.sum())
+
+    codes: np.ndarray
+    total: np.ndarray
+    moved: np.ndarray
+
+    @cached_property
+    def spread(self) -> np.ndarray:
+        """Variance per code, but for ``a (n - a)``: ``m (n - m) / (n^2 (n - 1))``, float64 [used]."""
+        return self.moved * (self.total - self.moved) / (self.total**2 * np.maximum(self.total - 1, 1))
+
+    def overlap(self, a: Counts) -> tuple[float, float]:
+        """Expected overlap count with a mask of `a` entries per code, and its variance.
+
+        Returns:
+            ``sum m a / n`` and the sum of hypergeometric variances ``a (n - a) m (n - m) / (n^2 (n - 1))``. Exact, no
+            sampling. For a mask that is itself a function of the code (low magnitude) the expectation equals the
+            observation up to ties: this null then says nothing, and `RoundingDraws` is the one to read.
+
+        >>> magnitude(torch.tensor([4, 6]), torch.tensor([2, 0])).overlap(torch.tensor([2, 3]))
+        (1.0, 0.3333333333333333)
+        """
+        inside = a.numpy()[self.codes].astype(np.float64)
+        expected, variance = self.moved * inside / self.total, inside * (self.total - inside) * self.spread
+        return float(expected.sum()), float(variance.sum())
+
+
+def magnitude(n: Counts, m: Counts) -> Magnitude:
+    """N-magnitude from `n` entries per code, `m` of them changed. Source: DEFINITIONS section 5 (ours); paper.md N3.
+
+    >>> magnitude(torch.tensor([4, 0, 6]), torch.tensor([2, 0, 0])).codes.tolist()
+    [0, 2]
+    """
+    codes = n.nonzero().flatten().numpy()
+    return Magnitude(codes, *(counts.numpy()[codes].astype(np.float64) for counts in (n, m)))
 
 
 def z_score(observed: float, expected: float, variance: float) -> float:
@@ -76,8 +97,12 @@ def visible_probability(scale: float) -> Float[Tensor, " codes"]:
     >>> round(float(p[bits.magnitude_code(torch.tensor(1.0))]), 4)
     0.4771
     """
-    result = torch.zeros(bits.MAGNITUDE_CODES, dtype=torch.float64)
-    result[: bits.FIRST_NONFINITE_CODE] = torch.from_numpy(_gaussian.beyond(scale, *_half_gaps()))
+    return torch.from_numpy(_visible(scale, np.arange(bits.MAGNITUDE_CODES)))
+
+
+def _visible(scale: float, codes: np.ndarray) -> np.ndarray:
+    result, finite = np.zeros(len(codes)), codes < bits.FIRST_NONFINITE_CODE
+    result[finite] = _gaussian.beyond(scale, *(gap[codes[finite]] for gap in _half_gaps()))
     return result
 
 
@@ -125,6 +150,36 @@ class RoundingDraws:
     total: np.ndarray
     moved: np.ndarray
 
+    @cached_property
+    def shares(self) -> tuple[np.ndarray, np.ndarray]:
+        """Per draw that changed something and per code, what an entry of the mask adds to the share, and its variance.
+
+        Both float64 [draws, used]; the variance but for ``a (n - a)``.
+        """
+        moved = self.moved[self.moved.sum(axis=1) > 0]
+        size = moved.sum(axis=1, keepdims=True)
+        spread = moved * (self.total - moved) / (self.total**2 * np.maximum(self.total - 1, 1))
+        return moved / self.total / size, spread / size**2
+
+    def share(self, a: Counts) -> tuple[float, float]:
+        """Mean and variance of the overlap share ``|A and M| / |M|`` over the draws; the mask has `a` per code.
+
+        Given the drawn counts per code, the overlap is hypergeometric within each code; its mean and variance are used
+        in closed form (law of total variance), so that only the counts per code are simulated. NaN when every draw is
+        empty.
+
+        >>> one = RoundingDraws(1.0, np.array([0, 1]), np.array([10.0, 10.0]), np.array([[3.0, 1.0], [3.0, 1.0]]))
+        >>> one.share(torch.tensor([10, 0]))
+        (0.75, 0.0)
+        """
+        per_entry, spread = self.shares
+        if not len(per_entry):
+            return math.nan, math.nan
+        inside = a.numpy()[self.codes].astype(np.float64)
+        # no matrix products: theirs end in other last bits with another number of threads
+        mean, within = (per_entry * inside).sum(axis=1), (spread * (inside * (self.total - inside))).sum(axis=1)
+        return float(mean.mean()), float(within.mean() + (mean.var(ddof=1) if len(mean) > 1 else 0.0))
+
 
 def rounding_draws(n: Counts, changed: int, generator: np.random.Generator, draws: int = DRAWS) -> RoundingDraws:
     """Simulate the rounding null (N-rounding): independent Gaussian steps of one scale, then bfloat16.
@@ -147,31 +202,10 @@ def rounding_draws(n: Counts, changed: int, generator: np.random.Generator, draw
     """
     scale = rounding_scale(n, changed)
     codes = n.nonzero().flatten().numpy()
-    chance = np.ones(len(codes)) if math.isinf(scale) else visible_probability(scale).numpy()[codes]
+    chance = np.ones(len(codes)) if math.isinf(scale) else _visible(scale, codes)
     total = n.numpy()[codes]
     moved = generator.binomial(total, np.minimum(chance, 1.0), size=(draws, len(codes)))
     return RoundingDraws(scale, codes, total.astype(np.float64), moved.astype(np.float64))
-
-
-def rounding(drawn: RoundingDraws, a: Counts) -> tuple[float, float]:
-    """Mean and variance of the overlap share ``|A and M| / |M|`` over the draws of the rounding null.
-
-    Given the drawn counts per code, the overlap is hypergeometric within each code; its mean and variance are used in
-    closed form (law of total variance), so that only the counts per code are simulated. NaN when every draw is empty.
-
-    >>> one = RoundingDraws(1.0, np.array([0, 1]), np.array([10.0, 10.0]), np.array([[3.0, 1.0], [3.0, 1.0]]))
-    >>> rounding(one, torch.tensor([10, 0]))
-    (0.75, 0.0)
-    """
-    inside, total = a.numpy()[drawn.codes].astype(np.float64), drawn.total
-    moved = drawn.moved[drawn.moved.sum(axis=1) > 0]
-    if not len(moved):
-        return math.nan, math.nan
-    size = moved.sum(axis=1)
-    mean = moved @ (inside / total) / size
-    weight = inside * (total - inside) / (total**2 * np.maximum(total - 1, 1))
-    within = (moved * (total - moved)) @ weight / size**2
-    return float(mean.mean()), float(within.mean() + (mean.var(ddof=1) if len(mean) > 1 else 0.0))
 
 
 def bernoulli_jaccard(p: float, q: float) -> float:

@@ -247,8 +247,8 @@ def _mean_correlation(profiles: np.ndarray) -> float:
     length = np.sqrt((offset**2).sum(axis=1))
     if len(profiles) < 2 or not np.all(length > 0):
         return math.nan
-    cosine = (offset @ offset.T) / np.outer(length, length)
-    return float(cosine[np.triu_indices(len(profiles), 1)].mean())
+    number, whole = len(profiles), (offset / length[:, None]).sum(axis=0)
+    return float((whole**2).sum() - number) / (number * (number - 1))  # |sum of unit rows|^2 has every pair twice
 
 
 def _ranks(profiles: np.ndarray) -> np.ndarray:

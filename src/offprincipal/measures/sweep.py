@@ -7,6 +7,7 @@ What it is not: anything that needs a factorisation (``spectrum``, ``masks``), o
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
@@ -259,8 +260,9 @@ def _first_changed(before: Tensor, after: Tensor, codes: np.ndarray, quotas: Seq
         at = slice(start // size, (start + BLOCK) // size)
         _bf16_pass.tally_codes(*part(start, start + BLOCK), wanted, total[at], moved[at])
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        list(threads.map(count, range(0, left.numel(), BLOCK)))
+    starts = range(0, left.numel(), BLOCK)
+    with ThreadPoolExecutor(torch.get_num_threads()) if len(starts) > 1 else nullcontext() as threads:
+        list((threads.map if threads else map)(count, starts))
     reached, changed = total.cumsum(axis=0), moved.cumsum(axis=0)
     found = []
     for i, quota in enumerate(quotas):

@@ -6,7 +6,7 @@ supported, explained by the null, cannot tell, or not run. What it is not: train
 itself tried.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,6 @@ def judge_claims(
     engine: Engine = here,
     progress: Progress | None = None,
     command: str | None = None,
-    matched: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Judge every claim on these laboratories and write ``claims.json`` and ``claims.md`` into ``out``.
 
@@ -61,7 +60,6 @@ def judge_claims(
         engine: where matrices are measured.
         progress: called after each matrix.
         command: the command line to be recorded.
-        matched: what ``matching.study`` gives for these folders, where the caller has it; else measured here.
 
     Returns:
         What ``claims.json`` holds.
@@ -72,8 +70,7 @@ def judge_claims(
     target, places = Path(out), [Path(folder) for folder in folders]
     evidence = gather(places, target, seed=seed, engine=engine, progress=progress)
     found = [each for s in evidence.seeds if s.folder for each in interventions.read(s.folder, s.name)]
-    matched = matched or matching.study(places, target, engine=engine)
-    evidence = replace(evidence, interventions=tuple(found), matched=matched)
+    evidence = replace(evidence, interventions=tuple(found), matched=matching.study(places))
     target.mkdir(parents=True, exist_ok=True)
     answered = answer(records(evidence, engine), evidence, command)
     write(answered, target)

@@ -1,6 +1,6 @@
 """D4 and S2: SFT and RLVR where both are equally accurate; long RLVR and short. From ``lab matched``.
 
-What it is: claims about runs that have come equally far, from what `matching.study` measured. A unit is a laboratory,
+What it is: claims about runs that have come equally far, from what `matching.study` found. A unit is a laboratory,
 its values are learning rates. What it is not: the matching.
 """
 

@@ -1,6 +1,6 @@
 """Algorithms beside RLVR at equal learning rate, accuracy, KL or norm of the update, over laboratories.
 
-What it is: `study` measures the courses that ``lab matched`` left and holds each against RLVR's where both have come
+What it is: `study` reads the courses that ``lab matched`` left and holds each against RLVR's where both have come
 equally far, with intervals. What it is not: the training (``lab.courses``), or a verdict (``equal``).
 
 Equal means: the largest value that both courses reach. Between two kept points a course is interpolated, linearly in
@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from offprincipal import survey
-from offprincipal.fanout import Engine, here
+from offprincipal.errors import InputError
 from offprincipal.lab.claims.evidence import find, read_json
 from offprincipal.lab.claims.verdict import estimate
-from offprincipal.lab.courses import ALGORITHMS, Course
+from offprincipal.lab.courses import ALGORITHMS, SCHEMA, Course
 from offprincipal.lab.judge import per_token
 
 REFERENCE = ALGORITHMS[0]
@@ -41,13 +40,11 @@ LEAST_GAIN = 0.02
 Point = Mapping[str, float | None]
 
 
-def study(folders: Sequence[Path], out: Path, *, engine: Engine = here) -> dict[str, Any] | None:
-    """Every course measured at its points, and each algorithm held against RLVR.
+def study(folders: Sequence[Path]) -> dict[str, Any] | None:
+    """Every course at its points, and each algorithm held against RLVR.
 
     Args:
         folders: laboratories, or folders of several.
-        out: comparisons are kept in ``out/matched``, so that it may be stopped and run again.
-        engine: where courses are measured.
 
     Returns:
         ``points`` (laboratory, algorithm, learning rate, step, `MEASURES` and the gain of accuracy over the base's),
@@ -56,13 +53,13 @@ def study(folders: Sequence[Path], out: Path, *, engine: Engine = here) -> dict[
         many ``seeds``, and ``shown``, all that in words. None where no laboratory has courses.
 
     Raises:
-        InputError: a record or a checkpoint cannot be read.
+        InputError: a record cannot be read, or is of another version.
     """
-    files = [(lab, file, out) for lab in find(folders) for file in sorted((lab / "matched").glob("*/lr-*/run.json"))]
-    measured = sorted(engine(_course, files), key=lambda each: (each[0], each[1].place))
     found: dict[str, dict[Course, list[dict[str, Any]]]] = {}
-    for name, course, points in measured:
-        found.setdefault(name, {})[course] = points
+    for lab in find(folders):
+        courses = dict(_course(file) for file in sorted((lab / "matched").glob("*/lr-*/run.json")))
+        if courses:
+            found[f"seed-{read_json(lab / 'lab.json')['seed']}"] = courses
     if not found:
         return None
     order = sorted(
@@ -78,29 +75,25 @@ def study(folders: Sequence[Path], out: Path, *, engine: Engine = here) -> dict[
     }  # fmt: skip
 
 
-def _course(item: tuple[Path, Path, Path]) -> tuple[str, Course, list[dict[str, Any]]]:
-    """Laboratory, course and its points: accuracy and KL from its record, the weights by `survey.compare`.
-
-    A whole course wherever the engine puts it: the matrices are small, and starting workers for each comparison would
-    take longer than measuring.
-    """
-    lab, file, out = item
-    record, name = read_json(file), f"seed-{read_json(lab / 'lab.json')['seed']}"
-    course = Course(record["algorithm"], record["learning_rate"])
-    runs = {f"step-{point['step']}": file.parent / f"step-{point['step']}" / "master" for point in record["points"]}
-    place = out / "matched" / name / f"{course.algorithm}-{course.learning_rate:g}"
-    weights = {run["label"]: run for run in survey.compare(lab / "base", runs, place).summary["runs"]}
-    return name, course, [_point(point, weights[f"step-{point['step']}"]) for point in record["points"]]
+def _course(file: Path) -> tuple[Course, list[dict[str, Any]]]:
+    """A course and its points, from its record."""
+    record = read_json(file)
+    version = record.get("schema_version")
+    if version != SCHEMA:
+        found = f"it is of version {version}, and this offprincipal writes {SCHEMA}"
+        raise InputError(f"read {str(file)!r}", found, "delete its folder and run offprincipal lab matched again")
+    return Course(record["algorithm"], record["learning_rate"]), [_point(point) for point in record["points"]]
 
 
-def _point(judged: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
+def _point(judged: Mapping[str, Any]) -> dict[str, Any]:
     """One point in one line of numbers; None where something is not defined, as the energy of no change."""
     before, after = (
         sum(part["right"] + part["right_broken"] for part in judged[key].values())
         / sum(part["samples"] for part in judged[key].values())
         for key in ("accuracy_before", "accuracy_after")
     )
-    angles = [angle for angle in weights["angle_mean_deg"].values() if angle > 0]
+    weights = judged["weights"]
+    angles = [angle for angle in (weights["angle_mean_deg"] or {}).values() if angle > 0]
     return {
         "step": judged["step"],
         "accuracy": after,
@@ -108,10 +101,10 @@ def _point(judged: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, A
         "kl": per_token(judged["kl_arm_to_base"]),
         "norm": weights["relative_delta_norm"],
         "changed": 1 - weights["sparsity_bf16_linear"],
-        "nss": weights.get("nss_mean"),
+        "nss": weights["nss_mean"],
         "angle": math.exp(sum(map(math.log, angles)) / len(angles)) if angles else None,
-        "energy": weights.get("energy_principal_lift"),
-        "overlap": weights.get("overlap_principal_excess"),
+        "energy": weights["energy_principal_lift"],
+        "overlap": weights["overlap_principal_excess"],
     }
 
 

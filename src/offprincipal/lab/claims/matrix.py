@@ -224,8 +224,8 @@ def _overlap(
     """Counts of the update in a mask beside the magnitude and rounding nulls."""
     codes = bits.magnitude_code(before)[mask].to(torch.int64)
     ones = torch.bincount(codes, minlength=bits.MAGNITUDE_CODES)
-    expected, variance = nulls.magnitude(found.code_total, found.code_changed, ones)
-    share, _ = nulls.rounding(drawn, ones)
+    expected, variance = nulls.magnitude(found.code_total, found.code_changed).overlap(ones)
+    share, _ = drawn.share(ones)
     moved = int((bits.changed(before, after) & mask).sum())
     return {"ones": int(mask.sum()), "changed": moved, "matched": expected, "matched_var": variance,
             "rounding": share * found.changed}  # fmt: skip
@@ -233,7 +233,7 @@ def _overlap(
 
 def _low(before: Tensor, after: Tensor, found: Sweep, drawn: nulls.RoundingDraws) -> dict[str, Any]:
     ones = masks.count(masks.ALPHA, found.counted)
-    share, _ = nulls.rounding(drawn, nulls.low_magnitude(found.code_total, ones))
+    share, _ = drawn.share(nulls.low_magnitude(found.code_total, ones))
     return {
         "low_ones": ones,
         "low_changed": low_changed(before, after, found, [ones])[0],

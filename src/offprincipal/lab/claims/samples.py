@@ -47,7 +47,7 @@ class Evidence:
         arms: records of ``lab arms``, each with ``lab`` (name) and ``folder``.
         interventions: what ``interventions.read`` found, per laboratory and intervention.
         probes: name of a probe to its results, per laboratory.
-        matched: what ``matching.study`` measured on the courses of ``lab matched``; None where there are none.
+        matched: what ``matching.study`` found in the courses of ``lab matched``; None where there are none.
         asked: the folders that were given, as they stand in commands.
         out: where the scoreboard and its caches go.
     """
