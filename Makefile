@@ -31,6 +31,8 @@ study: setup
 	$(BIN)/offprincipal lab arms --arms random-2,random-3,random-4,random-5 --lr 7e-4 --seeds 0,1 -j 2 -o study/lab/seed-0
 	$(BIN)/offprincipal lab matched study/lab -o study/claims -j 2
 	for lab in study/lab/seed-*; do \
+	  head -n 64 $$lab/held-out.jsonl > $$lab/probe-texts.jsonl; \
+	  $(BIN)/offprincipal probe curvature $$lab/base rl=$$lab/rlvr-1 --prompts $$lab/probe-texts.jsonl --batches 4 -o $$lab/probes || exit; \
 	  course=$$lab/matched/rlvr/lr-2.5e-05; \
 	  $(BIN)/offprincipal compare $$lab/base $$(for n in 5 10 20 40 60; do echo step_$$n=$$course/step-$$n/master; done) --trajectory -o $$lab/steps || exit; \
 	done

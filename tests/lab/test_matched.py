@@ -17,6 +17,7 @@ from offprincipal.lab.courses import (
     ALGORITHMS,
     LADDER,
     SGD_RATE,
+    VARIANTS,
     Course,
     courses,
     kept_steps,
@@ -83,6 +84,8 @@ def test_every_course_is_there_whole_with_its_points_and_nothing_else(lab: Path)
 def test_rates_are_a_ladder_over_that_of_rlvr() -> None:
     by = {name: [c.learning_rate for c in courses(MINI) if c.algorithm == name] for name in ALGORITHMS}
     assert by.pop("rlvr-sgd") == pytest.approx([MINI.rlvr.learning_rate * SGD_RATE])
+    for name in VARIANTS:
+        assert by.pop(name) == pytest.approx([MINI.rlvr.learning_rate * LADDER[0]])
     for rates in by.values():
         assert rates == pytest.approx([MINI.rlvr.learning_rate * step for step in LADDER])
 
@@ -165,7 +168,7 @@ def test_the_study_and_its_table(lab: Path, tmp_path: Path) -> None:
     found = study([lab])
     assert found is not None
     assert json.loads(write(found, tmp_path).read_text()) == found
-    assert (found["labs"], len(found["ends"]), len(found["points"])) == (["seed-0"], 6, 18)
+    assert (found["labs"], len(found["ends"]), len(found["points"])) == (["seed-0"], 9, 27)
     for row in found["pairs"]:
         assert row["labs"] == len(row["by_lab"])
         if row["labs"] and row["match"] in MEASURES:

@@ -133,7 +133,8 @@ def lab_matched(
 
     DIR is what lab run left, or a folder of several; into each go runs of rlvr, rejection (SFT on the base's own right
     answers), sft, sft-off (a format that the base never wrote), rlvr-bf16 (stored in bfloat16) and rlvr-sgd, at 1, 3
-    and 10 times the rate of RLVR. Writes matched.json; give lab claims the same folder, and it judges D4.
+    and 10 times the rate of RLVR, and at its rate rlvr-math and rlvr-code (one family of problems) and rlvr-batch
+    (advantages scaled over the batch). Writes matched.json; lab claims on the same folder judges D4, S2 and L7.
     """
     from offprincipal import fanout
     from offprincipal.lab.claims.matching import study

@@ -1,9 +1,9 @@
 """Runs of other algorithms from one base, with points kept along each, so that they can be compared at equal distance.
 
-What it is: RLVR, three kinds of supervised training, another optimizer and another storage, each for as many steps as
-RLVR and with its schedule (a tenth of warm-up, then constant), at one, three and ten times its learning rate; every
-point judged and compared with the base. What it is not: the comparison of courses with each other
-(``claims.matching``), or the arms that differ in which weights may move (``arms``).
+What it is: RLVR, three kinds of supervised training, and RLVR with another optimizer, storage, data or advantage, each
+for as many steps as RLVR and with its schedule (a tenth of warm-up, then constant), at one, three and ten times its
+learning rate or at one; every point judged and compared with the base. What it is not: the comparison of courses with
+each other (``claims.matching``), or the arms that differ in which weights may move (``arms``).
 """
 
 import dataclasses
@@ -37,7 +37,15 @@ from offprincipal.rows import one_thread
 if TYPE_CHECKING:
     from transformers import Trainer
 
-ALGORITHMS = ("rlvr", "rejection", "sft", "sft-off", "rlvr-bf16", "rlvr-sgd")
+VARIANTS = {
+    "rlvr-math": {"families": ("math",)},
+    "rlvr-code": {"families": ("code",)},
+    "rlvr-batch": {"scaled_by": "batch"},
+}
+"""RLVR on the problems of one family alone, and with advantages scaled over the whole batch, as in REINFORCE++ with
+the baseline of the group (arXiv 2501.03262): each at RLVR's own rate."""
+
+ALGORITHMS = ("rlvr", "rejection", "sft", "sft-off", "rlvr-bf16", "rlvr-sgd", *VARIANTS)
 """``rejection``: SFT on the base's own right answers to RLVR's problems; ``sft``: on worked answers to others;
 ``sft-off``: on the same in a format that the base never wrote; ``rlvr-bf16``: weights rounded to bfloat16 after every
 step; ``rlvr-sgd``: plain SGD instead of AdamW."""
@@ -86,11 +94,11 @@ def courses(preset: Preset, algorithms: tuple[str, ...] = ALGORITHMS) -> list[Co
 
     >>> from offprincipal.lab.settings import PRESETS
     >>> len(courses(PRESETS["tiny"])), courses(PRESETS["tiny"])[-1]
-    (16, Course(algorithm='rlvr-sgd', learning_rate=0.1))
+    (19, Course(algorithm='rlvr-batch', learning_rate=2.5e-05))
     """
     rate = preset.rlvr.learning_rate
-    ladders = {name: (SGD_RATE,) if name == "rlvr-sgd" else LADDER for name in algorithms}
-    return [Course(name, float(f"{rate * step:.6g}")) for name, ladder in ladders.items() for step in ladder]
+    ladders = dict.fromkeys(ALGORITHMS, LADDER) | {"rlvr-sgd": (SGD_RATE,)} | dict.fromkeys(VARIANTS, LADDER[:1])
+    return [Course(name, float(f"{rate * step:.6g}")) for name in algorithms for step in ladders[name]]
 
 
 def kept_steps(steps: int) -> list[int]:
@@ -169,9 +177,10 @@ def _train(
     attach: "Callable[[Trainer], None]",
 ) -> None:
     """The run itself: GRPO on RLVR's problems, or as many steps of SFT."""
-    shared = {"arm": course.place, "seed": own, "progress": progress, "attach": attach}
+    shared: dict[str, Any] = {"arm": course.place, "seed": own, "progress": progress, "attach": attach}
     if course.algorithm.startswith("rlvr"):
-        run_grpo(model, tokenizer, preset, split=SPLIT, data_seed=seed, learning_rate=course.learning_rate, **shared)
+        shared |= {"split": SPLIT, "data_seed": seed, "learning_rate": course.learning_rate}
+        run_grpo(model, tokenizer, preset, **shared, **VARIANTS.get(course.algorithm, {}))
         return
     plan = Steps(preset.rlvr.steps, preset.sft.batch, course.learning_rate)
     rows = worked_answers(plan, data_seed=seed, broken=course.algorithm == "sft-off") if data is None else data.rows

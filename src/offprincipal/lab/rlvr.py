@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from offprincipal.lab.quiet import common_arguments, scratch, train
 from offprincipal.lab.sampling import lighten, rollouts
 from offprincipal.lab.settings import Preset, Rollouts
-from offprincipal.lab.tasks import make_items, verify
+from offprincipal.lab.tasks import FAMILIES, make_items, verify
 from offprincipal.lab.world import END
 
 if TYPE_CHECKING:
@@ -52,13 +52,15 @@ def run_grpo(
     data_seed: int,
     progress: "Progress",
     learning_rate: float | None = None,
+    families: Sequence[str] = FAMILIES,
+    scaled_by: str = "group",
     trainer_class: "Callable[..., Trainer] | None" = None,
     callbacks: "Sequence[TrainerCallback]" = (),
     attach: "Callable[[Trainer], None] | None" = None,
 ) -> "Trainer":
     """Train a model in place by GRPO on the problems of a split; every reinforced arm of the laboratory is this run.
 
-    No KL penalty (beta 0), clipping at 1 - .2 and 1 + .28, advantages scaled within the group of one problem, each
+    No KL penalty (beta 0), clipping at 1 - .2 and 1 + .28, advantages centred within the group of one problem, each
     token of a batch weighted equally (DAPO, arXiv 2503.14476). Left out of DAPO: dynamic sampling and the length
     penalty. The learning rate is constant after a tenth of warm-up.
 
@@ -72,6 +74,9 @@ def run_grpo(
         data_seed: of the problems.
         progress: told after each step.
         learning_rate: instead of the preset's.
+        families: of problems, taking turns.
+        scaled_by: whose standard deviation scales the advantages: that of the ``"group"`` of one problem, or of the
+            whole ``"batch"``.
         trainer_class: called like `GRPOTrainer`, which it is by default.
         callbacks: of transformers, for whatever must happen beside the steps.
         attach: called with the trainer before it trains.
@@ -83,13 +88,13 @@ def run_grpo(
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     plan, end = preset.rlvr, tokenizer.get_vocab()[END]
-    items = make_items(_rollouts(plan) * plan.prompts, seed=data_seed, split=split)
+    items = make_items(_rollouts(plan) * plan.prompts, seed=data_seed, split=split, families=families)
     rows = Dataset.from_dict({"prompt": [item.prompt for item in items]})
     with scratch() as folder:
         trainer = (trainer_class or GRPOTrainer)(
             model,
             _reward(tokenizer),
-            _arguments(preset, folder, seed, learning_rate or plan.learning_rate),
+            _arguments(preset, folder, seed, learning_rate or plan.learning_rate, scaled_by),
             train_dataset=rows,
             processing_class=tokenizer,
             callbacks=list(callbacks),
@@ -119,7 +124,7 @@ def _reward(tokenizer: "PreTrainedTokenizerFast") -> Callable[..., list[float | 
     return final_answer
 
 
-def _arguments(preset: Preset, folder: str, seed: int, learning_rate: float) -> "GRPOConfig":
+def _arguments(preset: Preset, folder: str, seed: int, learning_rate: float, scaled_by: str) -> "GRPOConfig":
     from trl.trainer.grpo_config import GRPOConfig
 
     plan = preset.rlvr
@@ -132,6 +137,7 @@ def _arguments(preset: Preset, folder: str, seed: int, learning_rate: float) -> 
         max_completion_length=preset.max_new_tokens,
         temperature=1.0,
         loss_type="dapo",
+        scale_rewards=scaled_by,
         beta=0.0,
         epsilon=0.2,
         epsilon_high=0.28,

@@ -89,10 +89,18 @@ def make_item(family: str, *, seed: int, split: str, index: int, corruption: flo
     return Item(family, prompt, solve(draws if corrupted else None), corrupted)
 
 
-def make_items(count: int, *, seed: int, split: str, corruption: float = 0.0, first: int = 0) -> Iterator[Item]:
+def make_items(
+    count: int,
+    *,
+    seed: int,
+    split: str,
+    corruption: float = 0.0,
+    first: int = 0,
+    families: Sequence[str] = FAMILIES,
+) -> Iterator[Item]:
     """Items `first` to `first + count`, the families taking turns."""
     for index in range(first, first + count):
-        family = FAMILIES[index % len(FAMILIES)]
+        family = families[index % len(families)]
         yield make_item(family, seed=seed, split=split, index=index, corruption=corruption)
 
 

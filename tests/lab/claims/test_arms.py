@@ -162,10 +162,13 @@ def test_curvature_probes_beside_three_laboratories(tmp_path, ratio, verdict):
         lab = tmp_path / f"seed-{number}"
         (lab / "probes").mkdir(parents=True)
         rows = [{"contrasts": {"fisher random on": {"ratio": ratio * (1 + 0.01 * i)}}} for i in range(4)]
-        (lab / "probes" / "probe-curvature.json").write_text(json.dumps({"runs": [{"matrices": rows}]}))
+        asked = {"batches": 4, "draws": 5, "rank": 64}
+        probe = {"runs": [{"matrices": rows}], "settings": asked, "tokens": 600 + number}
+        (lab / "probes" / "probe-curvature.json").write_text(json.dumps(probe))
         seeds.append(Seed(lab.name, folder=lab))
     found = dict(beside.CLAIMS)["D7"](Evidence(tuple(seeds)))
     assert found.verdict == verdict
+    assert found.settings == {"batches": [4], "draws": [5], "rank": [64], "tokens": [600, 601, 602]}
     assert found.judged[0].estimate.mean == pytest.approx(math.log(ratio), abs=0.05)
 
 

@@ -116,6 +116,7 @@ def test_what_is_missing_is_not_run_and_says_what_would(judged):
         "I2": "offprincipal lab run --intervene",
         "D7": "offprincipal probe curvature",
         "L4": "--trajectory",
+        "L7": "offprincipal lab matched",
         "X1": "offprincipal reproduce",
         "L6": "offprincipal reproduce",
     }.items():

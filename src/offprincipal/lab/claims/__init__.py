@@ -17,6 +17,7 @@ from offprincipal.lab.claims import (
     bounds,
     drift,
     equal,
+    footprint,
     interventions,
     leash,
     locality,
@@ -91,6 +92,7 @@ def _judges(engine: Engine) -> Iterator[tuple[str, Callable[[Evidence], Record]]
     yield from interventions.CLAIMS
     yield from training.claims(engine)
     yield from equal.CLAIMS
+    yield from footprint.CLAIMS
     yield from beside.CLAIMS
 
 

@@ -24,7 +24,6 @@ LACKING = {
     "S1 public": ("the public pairs of Table 1, one after another", "--list"),
     "S3": ("recent public checkpoints", "deepscaler -o out/deepscaler"),
     "L6": ("RL runs of other model families", "deepseek-math -o out/deepseek-math"),
-    "L7": ("runs with other data and RL algorithms; the laboratory has one of each", "five-runs -o out/five-runs"),
     "X1": ("tool-use checkpoints of Table 3", "skyrl-web -o out/skyrl-web"),
     "X2": ("preference-trained checkpoints of Table 3", "llama3-preference -o out/llama3-preference"),
     "X3": ("UloRL-A3B, a mixture of experts", "ulorl -o out/ulorl"),
@@ -44,6 +43,16 @@ def d7(evidence: Evidence) -> tuple[Measured, ...]:
         Measured("ln(Fisher quotient of random principal directions / of random ones)", _premise(evidence, "fisher"),
                  {}, (), math.log(1.25)),
     )  # fmt: skip
+
+
+def judge_d7(evidence: Evidence) -> Record:
+    """D7, with what was asked of the probes."""
+    made = d7(evidence)
+    probes = [probe for seed in evidence.seeds if seed.folder and (probe := curvature(seed.folder))]
+    kept = ("batches", "draws", "rank")
+    settings = {name: sorted({probe["settings"][name] for probe in probes}) for name in kept}
+    settings["tokens"] = [probe["tokens"] for probe in probes]
+    return judged_record("D7", made, evidence, settings=settings)
 
 
 def _premise(evidence: Evidence, form: str) -> Sample:
@@ -113,7 +122,7 @@ def lacking(id_: str) -> Callable[[Evidence], Record]:
 
 
 CLAIMS: tuple[tuple[str, Callable[[Evidence], Record]], ...] = (
-    ("D7", lambda evidence: judged_record("D7", d7(evidence), evidence)),
+    ("D7", judge_d7),
     ("L4", lambda evidence: judged_record("L4", l4(evidence), evidence)),
     *((id_, lacking(id_)) for id_ in LACKING),
 )
