@@ -143,7 +143,8 @@ class TestProcesses:
     def test_ctrl_c_ends_the_children_promptly(self, work, tmp_path):
         script = tmp_path / "interrupted.py"
         script.write_text(
-            f"import sys; sys.path.insert(0, {HERE!r})\n"
+            f"import signal, sys; sys.path.insert(0, {HERE!r})\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # tests in the background inherit it ignored
             "import fanout_work\nfrom offprincipal.fanout import processes\n"
             "if __name__ == '__main__':\n"
             f"    list(processes(fanout_work.sleep_with_pid, [{str(tmp_path)!r}] * 2, 2))\n"

@@ -75,7 +75,8 @@ def chart(found: Mapping[str, Any]) -> Spec:
     )
     span = base.mark_rule().encode(alt.X("low:Q"), alt.X2("high:Q"), color)
     line = alt.Chart().mark_rule(strokeDash=[3, 3], opacity=0.6).encode(alt.X("none:Q"))
-    panels = alt.layer(line, span, point, data=named()).properties(width=190, height=200)
+    algorithms = {row["algorithm"] for row in found["pairs"]}
+    panels = alt.layer(line, span, point, data=named()).properties(width=190, height=36 * len(algorithms))
     panels = panels.facet(alt.Facet("measure:N", title=None, sort=None), columns=2).resolve_scale(x="independent")
     return finished(panels, _drawn(found["pairs"]))
 
