@@ -86,7 +86,7 @@ def measured(
         for lab in found.values():
             known = [lab[name] for name in names if name in lab]
             values.append(np.array([
-                _jaccard(same, null) - float(np.mean([_between(each[matrix], null, independent) for each in known]))
+                _jaccard(same, null) - float(np.mean([_jaccard(each[matrix], null, independent) for each in known]))
                 for matrix, same in lab[SAME].items()
             ] if known else []))  # fmt: skip
         return values
@@ -98,13 +98,10 @@ def measured(
     )  # fmt: skip
 
 
-def _jaccard(each: RunPair, null: bool) -> float:
-    """Of the masks; with `null`, above the magnitude null."""
-    return each.jaccard - (each.jaccard_matched.mean if null else 0.0)
-
-
-def _between(each: RunPair, null: bool, independent: bool) -> float:
-    return each.jaccard_bernoulli if independent else _jaccard(each, null)
+def _jaccard(each: RunPair, null: bool, independent: bool = False) -> float:
+    """Of the masks, or of independent ones; with `null`, above the magnitude null."""
+    found = each.jaccard_bernoulli if independent else each.jaccard
+    return found - (each.jaccard_matched.mean if null else 0.0)
 
 
 def judge_l7(evidence: Evidence) -> Record:
