@@ -1,9 +1,9 @@
 """The geometry of one pair: did the update turn the principal subspaces, move the spectrum, avoid what is principal?
 
 What it is: one base and one tuned matrix in, one frozen record of columns and curves out. The base is factorised once
-(and kept, where a `Keep` is given), the tuned side once, the difference by its eigenvalues alone. Read `measure` from
-top to bottom. What it is not: the elementwise counts (``measures.sweep``), or the formulas (``measures.spectrum``,
-``angles``, ``masks``, ``energy``, ``nulls``).
+(and kept, where a `Keep` is given), a tuned side near it carried over, one further away factorised too, the difference
+taken by its eigenvalues alone. Read `measure` from top to bottom. What it is not: the elementwise counts
+(``measures.sweep``), or the formulas (``measures.spectrum``, ``angles``, ``masks``, ``energy``, ``nulls``).
 """
 
 import math
@@ -17,11 +17,12 @@ from torch import Tensor
 
 from offprincipal.errors import CheckFailed
 from offprincipal.measures import angles, bits, energy, masks, nulls, spectrum
-from offprincipal.measures._slices import tall, widened
+from offprincipal.measures._slices import widened
 from offprincipal.measures.base import Base, base_of
+from offprincipal.measures.delta import Delta, delta_of
 from offprincipal.measures.levels import Levels, abs_on_mask, cross
 from offprincipal.measures.seeds import numpy_generator
-from offprincipal.measures.spectrum import Factors
+from offprincipal.measures.tuned import tuned_of
 
 SPECTRUM_POINTS = 256
 """Singular value curves keep at most this many points, log-spaced in k (*ours*)."""
@@ -56,14 +57,6 @@ class Geometry:
     def curves(self) -> list[Curve]:
         """The curves of ``curves.parquet`` that are measured here."""
         return list(self.lines)
-
-
-@dataclass(frozen=True)
-class Delta:
-    """The difference: singular values, energy in the leading subspaces (left, right, both)."""
-
-    values: Tensor
-    inside: tuple[float, float, float]
 
 
 def measure(
@@ -105,27 +98,27 @@ def measure(
         return Geometry()
     holes = _holes(before, after)
     shape = (before.shape[0], before.shape[1])
-    rank = masks.principal_rank(shape, max(angles.GRID))
 
     def make() -> Base:
         return base_of(before, holes=holes, device=device)
 
     base = make() if factors is None or holes is not None else factors.fetch(before, make)
-    same = before.dtype == after.dtype and torch.equal(before, after)
-    tuned = base.factors if same else spectrum.factorise(after, rank, holes=holes, device=device)
-    delta = _delta(before, after, base.factors, holes, device)
+    known = base.factors
+    tuned = tuned_of(before, after, known, angles.grid(shape), holes=holes, device=device)
+    delta = delta_of(before, after, known, tuned.products, holes=holes, device=device)
+    first, second = known.values.cpu(), tuned.values
     columns: dict[str, Any] = {"geometry_holes": 0 if holes is None else int(holes.sum())}
     lines: list[Curve] = []
     for part in (
-        _spectrum(base.factors.values.cpu(), tuned.values.cpu(), delta),
-        _angles(base.factors, tuned, delta, name),
-        _energy(base.factors, delta, shape),
+        _spectrum(first, second, delta),
+        _angles(first, second, tuned.angles, delta, name),
+        _energy(delta, shape),
         _overlaps(before, after, base.levels, numpy_generator(seed, name, "rounding") if drawn is None else drawn),
         _threshold_free(before, after, base.levels, holes),
     ):
         columns.update(part.columns)
         lines.extend(part.lines)
-    _check(base.factors.values.cpu(), tuned.values.cpu(), delta, name)
+    _check(first, second, delta, name)
     return Geometry(columns, tuple(lines))
 
 
@@ -135,24 +128,6 @@ def _holes(before: Tensor, after: Tensor) -> Tensor | None:
     if first is None or second is None:
         return second if first is None else first
     return first | second
-
-
-def _delta(before: Tensor, after: Tensor, base: Factors, holes: Tensor | None, device: Any) -> Delta:
-    """Singular values of the difference, and its energy in the base's subspaces, in one pass over the pair."""
-    rank = min(masks.principal_rank((before.shape[0], before.shape[1])), base.rank)
-    lying = tall(before) is not before
-    long, short = (base.right, base.left) if lying else (base.left, base.right)
-    seen: list[energy.Inside] = []
-
-    def watch() -> spectrum.Update:
-        seen.append(energy.Inside(long[:, :rank].to(device), len(short)))
-        return seen[-1].update
-
-    values, square = spectrum.difference(after, before, holes=holes, device=device, watch=watch)
-    image, basis = seen[-1].image.cpu(), short[:, :rank].cpu()
-    along = (float(image.square().sum()), energy.through_gram(square, basis))
-    both = float((image @ basis).square().sum())
-    return Delta(values, (along[1], along[0], both) if lying else (*along, both))
 
 
 def _spectrum(before: Tensor, after: Tensor, delta: Delta) -> Geometry:
@@ -178,21 +153,18 @@ def _spectrum(before: Tensor, after: Tensor, delta: Delta) -> Geometry:
     )
 
 
-def _angles(base: Factors, tuned: Factors, delta: Delta, name: str) -> Geometry:
+def _angles(
+    before: Tensor, after: Tensor, turned: Mapping[str, Mapping[int, Tensor]], delta: Delta, name: str
+) -> Geometry:
     """Largest principal angle per size, left and right, with the gap; the whole curve at the largest size."""
-    shape = (len(base.left), len(base.right))
-    sizes, columns, lines = angles.grid(shape), {}, []
-    before, after = base.values.cpu(), tuned.values.cpu()
-    largest = float(delta.values[0])
-    for side in ("left", "right") if sizes else ():
-        first, second = getattr(base, side), getattr(tuned, side).to(getattr(base, side).device)
-        found = angles.nested_angles(first, second, sizes)
+    columns, lines, largest = {}, [], float(delta.values[0])
+    for side, found in turned.items():
         for k, radians in found.items():
             columns[f"angle_{side}_deg_{k}"] = math.degrees(float(radians[-1]))
             _check_angle(float(radians[-1]), before, after, k, largest, f"{side} subspace of {name!r}")
-        widest = found[sizes[-1]].cpu().rad2deg().numpy()
+        widest = found[max(found)].cpu().rad2deg().numpy()
         lines.append((f"angles_{side}", np.arange(1.0, len(widest) + 1), widest))
-    for k in sizes:
+    for k in turned.get("left", ()):
         columns[f"angle_gap_{k}"] = spectrum.gap(before, k)
         columns[f"angle_meaningless_{k}"] = angles.gap_closed(before, after, k)
     tried = min(max(angles.GRID), len(before) // 2)
@@ -223,9 +195,9 @@ def _check(before: Tensor, after: Tensor, delta: Delta, name: str) -> None:
         )
 
 
-def _energy(base: Factors, delta: Delta, shape: tuple[int, int]) -> Geometry:
+def _energy(delta: Delta, shape: tuple[int, int]) -> Geometry:
     """Energy of the difference in the principal subspaces beside both nulls; no rank, no columns."""
-    rank = min(masks.principal_rank(shape), base.rank)
+    rank = delta.rank
     columns: dict[str, Any] = {"energy_rank": rank}
     if rank:
         expected = {"gauss": energy.gauss(shape, rank), "haar": energy.haar(delta.values, shape, rank)}

@@ -32,7 +32,7 @@ def gram(
         also: called with ``(start, stop, rows)`` for every slice of the long side, to share the conversion.
         dtype: of the slices and of the result.
 
-    Only blocks on and below the diagonal are multiplied (0.56 of the flops; torch has no syrk on the CPU). Peak
+    Only blocks on and below the diagonal are multiplied (.56 of the flops; torch has no syrk on the CPU). Peak
     memory: the result and a slice of 4 M entries or 256 rows (two of a difference).
 
     >>> gram(torch.tensor([[3.0, 0.0], [4.0, 0.0]])).tolist()
@@ -40,14 +40,27 @@ def gram(
     """
     short = min(weight.shape)
     total = torch.zeros(short, short, dtype=dtype, device=device)
-    width = max(192, -(-short // 8))
     for start, stop, part in slices(weight, minus, device=device, holes=holes, dtype=dtype):
-        for left in range(0, short, width):
-            right = min(left + width, short)
-            total[left:right, :right].addmm_(part[:, left:right].T, part[:, :right])
+        add_lower(total, part, part)
         if also is not None:
             also(start, stop, part)
     return total.tril_()
+
+
+def add_lower(
+    total: Float[Tensor, "n n"], left: Float[Tensor, "rows n"], right: Float[Tensor, "rows n"]
+) -> Float[Tensor, "n n"]:
+    """Add ``left^T right`` to the blocks of `total` on and below the diagonal; above it, anything. Returns `total`.
+
+    >>> add_lower(torch.zeros(1, 1), torch.ones(2, 1), torch.ones(2, 1)).item()
+    2.0
+    """
+    size = len(total)
+    width = max(192, -(-size // 8))
+    for start in range(0, size, width):
+        stop = min(start + width, size)
+        total[start:stop, :stop].addmm_(left[:, start:stop].T, right[:, :stop])
+    return total
 
 
 def eigen(square: Float[Tensor, "n n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:

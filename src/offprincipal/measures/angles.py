@@ -84,8 +84,31 @@ def nested_angles(
     if all(float(c[0]) < math.cos(NARROW) for c in cosines.values()):
         return {k: torch.arccos(c) for k, c in cosines.items()}
     rest = after - before @ cross
-    squared = rest.T @ rest
-    return {k: _both(_roots(squared[:k, :k] + cross[k:, :k].T @ cross[k:, :k]), cosines[k]) for k in sizes}
+    return _nested(cross, rest.T @ rest, sizes)
+
+
+def angles_in_frame(
+    after: Float[Tensor, "n k"], beyond: Float[Tensor, "k k"] | None, sizes: Sequence[int]
+) -> dict[int, Float[Tensor, " _"]]:
+    """`nested_angles` of a basis given by its coordinates in a frame whose leading columns are the first basis.
+
+    Args:
+        after: float64 [n, k], coordinates; n at least k.
+        beyond: float64 [k, k], Gram matrix of what of the basis lies outside the frame; None for nothing.
+        sizes: numbers of leading columns.
+
+    >>> tilted = torch.tensor([[0.8], [0.6]], dtype=torch.float64)
+    >>> round(angles_in_frame(tilted, None, [1])[1].item(), 6)
+    0.643501
+    """
+    size = after.shape[1]
+    cross, rest = after[:size], after[size:]
+    return _nested(cross, rest.T @ rest if beyond is None else rest.T @ rest + beyond, sizes)
+
+
+def _nested(cross: Tensor, squared: Tensor, sizes: Sequence[int]) -> dict[int, Tensor]:
+    """Sine branch for every size: what leaves the k columns is what leaves them all and what stays among the rest."""
+    return {k: _from_sines(_roots(squared[:k, :k] + cross[k:, :k].T @ cross[k:, :k]), cross[:k, :k]) for k in sizes}
 
 
 def _roots(square: Tensor) -> Tensor:
@@ -93,9 +116,12 @@ def _roots(square: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(square).clamp(min=0, max=1).sqrt()
 
 
-def _both(sines: Tensor, falling_cosines: Tensor) -> Tensor:
-    """Rising angles from rising sines where they are below pi/4, else from the cosines in the same order."""
-    return torch.where(sines < math.sqrt(0.5), torch.arcsin(sines), torch.arccos(falling_cosines))
+def _from_sines(sines: Tensor, cross: Tensor) -> Tensor:
+    """Rising angles from rising sines; above pi/4, where sines are blind, from the cosines in the same order."""
+    narrow = torch.arcsin(sines)
+    if float(sines[-1]) < math.sqrt(0.5):
+        return narrow
+    return torch.where(sines < math.sqrt(0.5), narrow, torch.arccos(_roots(cross.T @ cross).flip(0)))
 
 
 def uncertainty(values: Float[Tensor, " n"], k: int) -> float:

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from offprincipal.measures import angles, masks, spectrum
+from offprincipal.measures.carried import serves
 from offprincipal.measures.levels import Levels, levels
 from offprincipal.measures.spectrum import Factors
 
@@ -44,7 +45,8 @@ def base_of(
     >>> base_of(torch.tensor([[3.0, 0.0], [0.0, 1.0]])).factors.values.tolist()
     [3.0, 1.0]
     """
-    rank = masks.principal_rank((weight.shape[0], weight.shape[1]), max(angles.GRID))
-    found = spectrum.factorise(weight, rank, holes=holes, device=device)
-    found = Factors(found.values.contiguous(), found.left.contiguous(), found.right.contiguous())
+    shape = (weight.shape[0], weight.shape[1])
+    rank = masks.principal_rank(shape, max(angles.GRID))
+    found = spectrum.factorise(weight, rank, holes=holes, device=device, frame=serves(shape))
+    found = Factors(found.values.contiguous(), found.left.contiguous(), found.right.contiguous(), found.frame)
     return Base(found, levels(weight, found))

@@ -7,19 +7,17 @@ from ``svdvals(W V)`` with V the eigenvectors of the small end, which does not s
 within 1e-10 s_1 of a float64 SVD at every shape and rank (tests), at a fraction of its price: for a tall m x n matrix
 about ``1.2 m n^2`` flops for half a Gram matrix and ``9 n^3`` for the eigenvectors, against ``6 m n^2 + 20 n^3``.
 
-What it is not: a warm start. Carrying the base's eigenvectors over to W was counted and dropped: rotating the Gram
-matrix into the old basis (``4 n^3``), two smaller eigenproblems and the corrections at close gaps cost as much as the
-eigenvectors themselves (about ``6 n^3`` beyond the eigenvalues), and would still need a check.
+What it is not: the short way for a tuned side near its base (`carried`), which falls back on this one.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from offprincipal.measures._gram import EPS, Update, eigen, gram
+from offprincipal.measures._gram import EPS, eigen, gram
 from offprincipal.measures._slices import slices, tall
 
 TAIL = 1e-4
@@ -30,45 +28,6 @@ ACCURACY = 1e-10
 """Promised distance of a singular value from a float64 SVD, in units of the largest."""
 
 
-def difference(
-    after: Shaped[Tensor, "out in"],
-    before: Shaped[Tensor, "out in"],
-    *,
-    holes: Bool[Tensor, "out in"] | None = None,
-    device: str | torch.device = "cpu",
-    watch: Callable[[], Update] | None = None,
-) -> tuple[Float[Tensor, " short"], Float[Tensor, "short short"]]:
-    """Singular values of ``D = after - before`` (falling) and the lower triangle of its Gram matrix, float64, CPU.
-
-    Args:
-        after: ``[out, in]``, any floating dtype.
-        before: the same shape.
-        holes: entries of D that count as zero.
-        device: where the Gram matrix is computed.
-        watch: makes a fresh receiver of the slices, as `gram` takes; called once per attempt.
-
-    Accuracy: values above 1e-6 s_1 are told from zero, larger ones are good to 1e-6 relative or better. That is all
-    that ranks, norms and bounds ask of D; `factorise` holds the stricter promise for the weights themselves. A tall
-    D of 16-bit weights goes through float32 first: an error of 6e-8 s_1^2 in the squares is harmless as long as the
-    least square stays above 1e-5 of the largest, and where it does not, float64 does it again.
-
-    >>> difference(torch.eye(2) * 3, torch.eye(2))[0].tolist()
-    [2.0, 2.0]
-    """
-    quick = max(after.shape) >= 2 * min(after.shape) and max(after.itemsize, before.itemsize) <= 2
-
-    def attempt(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        also = watch() if watch else None
-        square = gram(after, before, holes=holes, device=device, also=also, dtype=dtype).cpu().to(torch.float64)
-        return torch.linalg.eigvalsh(square).flip(0).clamp(min=0), square
-
-    squares, square = attempt(torch.float32 if quick else torch.float64)
-    kept = float(squares[-1]) > 1e-5 * float(squares[0]) and 1e-20 < float(squares[0]) < 1e30
-    if quick and not kept:  # float32 may have drowned the small end, or left its range
-        squares, square = attempt(torch.float64)
-    return squares.sqrt(), square
-
-
 @dataclass(frozen=True)
 class Factors:
     """All singular values of a matrix and its leading singular subspaces, float64.
@@ -77,11 +36,13 @@ class Factors:
         values: [min(out, in)], falling, within 1e-10 s_1 of a float64 SVD.
         left: [out, k], leading left singular vectors; orthonormal columns.
         right: [in, k], leading right singular vectors.
+        frame: float32 [short, short], all singular vectors of the short side where they were asked for, as columns.
     """
 
     values: Float[Tensor, " short"]
     left: Float[Tensor, "out k"]
     right: Float[Tensor, "in k"]
+    frame: Float[Tensor, "short short"] | None = None
 
     @property
     def rank(self) -> int:
@@ -96,6 +57,7 @@ def factorise(
     *,
     holes: Bool[Tensor, "out in"] | None = None,
     device: str | torch.device = "cpu",
+    frame: bool = False,
 ) -> Factors:
     """Every singular value, and the leading `keep` left and right singular vectors.
 
@@ -104,6 +66,7 @@ def factorise(
         keep: how many vectors, at most min(out, in).
         holes: entries that count as zero (nonfinite ones).
         device: where to compute.
+        frame: keep all vectors of the short side too, in float32.
 
     Returns:
         `Factors` on the device. Vectors that belong to singular values of zero are an arbitrary orthonormal
@@ -119,21 +82,41 @@ def factorise(
     values = squares.clamp(min=0).sqrt()
     head = int((values > TAIL * values[0]).sum())
     short, tail = vectors[:, :keep].clone(), vectors[:, head:].clone()
+    every = vectors.to(torch.float32).contiguous() if frame else None
     del vectors
-    long = torch.empty(max(weight.shape), keep, dtype=torch.float64, device=device)
-    small = torch.empty(max(weight.shape), tail.shape[1], dtype=torch.float64, device=device)
-    for start, stop, part in slices(weight, device=device, holes=holes):
-        torch.mm(part, short, out=long[start:stop])
-        torch.mm(part, tail, out=small[start:stop])
+    long, small = images(weight, (short, tail), holes=holes, device=device)
     if small.numel():
-        refined = _small_values(small)
+        refined = values_of_image(small)
         values[head:] = refined.clamp(max=float(values[head - 1])) if head else refined
     long = orthonormal(long, values[:keep])
-    return Factors(values, long, short) if tall(weight) is weight else Factors(values, short, long)
+    return Factors(values, *((long, short) if tall(weight) is weight else (short, long)), every)
 
 
-def _small_values(image: Float[Tensor, "long tail"]) -> Float[Tensor, " tail"]:
-    """Singular values of ``W V_tail``; a triangle first, so that a long matrix costs one pass."""
+def images(
+    weight: Shaped[Tensor, "out in"],
+    vectors: Sequence[Float[Tensor, "short _"]],
+    *,
+    holes: Bool[Tensor, "out in"] | None = None,
+    device: str | torch.device = "cpu",
+) -> list[Float[Tensor, "long _"]]:
+    """``W V`` of the tall view for several V, in one pass over the weights; float64.
+
+    >>> images(torch.tensor([[3.0, 1.0]]), [torch.ones(1, 1).double()])[0].tolist()
+    [[3.0], [1.0]]
+    """
+    found = [torch.empty(max(weight.shape), v.shape[1], dtype=torch.float64, device=device) for v in vectors]
+    for start, stop, part in slices(weight, device=device, holes=holes):
+        for each, out in zip(vectors, found, strict=True):
+            torch.mm(part, each, out=out[start:stop])
+    return found
+
+
+def values_of_image(image: Float[Tensor, "long tail"]) -> Float[Tensor, " tail"]:
+    """Singular values of ``W V_tail``; a triangle first, so that a long matrix costs one pass.
+
+    >>> values_of_image(torch.tensor([[3.0], [4.0]]).double()).tolist()
+    [5.0]
+    """
     if image.shape[0] > 2 * image.shape[1]:
         image = torch.linalg.qr(image, mode="r").R
     return torch.linalg.svdvals(image.cpu()).to(image.device)
