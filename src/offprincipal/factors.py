@@ -142,5 +142,5 @@ def _read(file: Path, key: str) -> Base:
     if note.get("xxh3") != _checksum(tensors):
         raise ValueError("its contents changed")
     about = json.loads(note["levels"])
-    factors = Factors(*(tensors[name] for name in ("values", "left", "right")), tensors.get("frame"))
+    factors = Factors(tensors["values"], tensors["left"], tensors["right"], tensors.get("frame"))
     return Base(factors, Levels(tensors["level"], tuple(about["ranks"]), about["rank"], tuple(about["ties"])))
