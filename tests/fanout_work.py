@@ -7,6 +7,8 @@ from pathlib import Path
 
 from offprincipal.errors import InputError
 
+IMPORTED_BY = os.getpid()
+
 
 class Stubborn(Exception):
     """Cannot be unpickled: its constructor wants two arguments, its state holds one."""
@@ -49,6 +51,16 @@ def thread_settings(item):
     import torch
 
     return torch.get_num_threads(), os.environ["NUMBA_NUM_THREADS"]
+
+
+def lineage(item):
+    """Which process imported this module, which one runs it, and the parent of that."""
+    time.sleep(0.05)  # so that no process does everything
+    return IMPORTED_BY, os.getpid(), os.getppid()
+
+
+def variable(name):
+    return os.environ.get(name)
 
 
 def sleep_with_pid(folder):

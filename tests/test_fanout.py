@@ -2,21 +2,25 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from functools import partial
 from itertools import count
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from offprincipal import compare
+from offprincipal import compare, fanout
+from offprincipal.cli import cli
 from offprincipal.errors import InputError, OffprincipalError, UsageError
-from offprincipal.fanout import engine, here, processes, ray_cluster, shard
+from offprincipal.fanout import _start, engine, here, processes, ray_cluster, shard, warm
 
 HERE = str(Path(__file__).parent)
 
@@ -29,12 +33,53 @@ def work(monkeypatch):
     return fanout_work
 
 
+@pytest.fixture
+def forked(work, monkeypatch):
+    """Workers for `work` are forked from a new server, which finds it without the tests' own path."""
+    forkserver._forkserver._stop()  # none of an earlier test: each has an environment of its own
+    monkeypatch.setattr(_start, "_warmed", {work.__name__})
+    monkeypatch.setenv("PYTHONPATH", HERE)
+    yield
+    forkserver._forkserver._stop()
+
+
 def alive(pid):
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+
+
+def descendants(pid):
+    children = [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    return children + [each for child in children for each in descendants(child)]
+
+
+def pids_in(folder):
+    """Of the children that run `fanout_work.sleep_with_pid`."""
+    return [int(file.name) for file in folder.iterdir() if file.name.isdigit()]
+
+
+def write_script(folder, *body, before=()):
+    """A program whose workers are forked if it is given an argument, else spawned."""
+    script = folder / "script.py"
+    script.write_text(
+        "\n".join(
+            (
+                f"import os, signal, sys, time; sys.path.insert(0, {HERE!r})",
+                "import fanout_work",
+                "from offprincipal.fanout import processes, warm",
+                *before,
+                "if __name__ == '__main__':",
+                "    if sys.argv[1:]: warm(sys.argv[1], 2)",
+                *(f"    {line}" for line in body),
+                "",
+            )
+        )
+    )
+    return script
 
 
 def wait_until(condition, seconds=20.0):
@@ -92,6 +137,33 @@ class TestShard:
             shard([], shards, index)
 
 
+@pytest.fixture(params=["spawned", "forked"])
+def start(request):
+    if request.param == "forked":
+        request.getfixturevalue("forked")
+    return request.param
+
+
+@pytest.fixture
+def program(start, tmp_path):
+    """Starts a script in a group of its own, as a terminal does."""
+    running = []
+
+    def begin(*body, **more):
+        command = [sys.executable, write_script(tmp_path, *body), *(["fanout_work"] if start == "forked" else [])]
+        running.append(subprocess.Popen(command, start_new_session=True, text=True, **more))
+        return running[-1]
+
+    yield begin
+    for each in running:
+        each.kill()
+        each.wait()
+        for pipe in (each.stdout, each.stderr):
+            if pipe:
+                pipe.close()
+
+
+@pytest.mark.usefixtures("start")
 class TestProcesses:
     def test_same_as_here(self, work):
         assert sorted(processes(work.double, range(20), 2)) == sorted(here(work.double, range(20)))
@@ -140,53 +212,241 @@ class TestProcesses:
         assert set(processes(work.thread_settings, range(2), 2)) == {(share, str(share))}
         assert dict(os.environ) == before
 
-    def test_ctrl_c_ends_the_children_promptly(self, work, tmp_path):
-        script = tmp_path / "interrupted.py"
-        script.write_text(
-            f"import signal, sys; sys.path.insert(0, {HERE!r})\n"
-            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # tests in the background inherit it ignored
-            "import fanout_work\nfrom offprincipal.fanout import processes\n"
-            "if __name__ == '__main__':\n"
-            f"    list(processes(fanout_work.sleep_with_pid, [{str(tmp_path)!r}] * 2, 2))\n"
+    @pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")
+    def test_freed_memory_is_kept_unless_the_user_has_settings(self, work, monkeypatch):
+        names = sorted(_start.MEMORY_VARIABLES)
+        monkeypatch.delenv(names[0], raising=False)
+        monkeypatch.setenv(names[1], "7")
+        assert sorted(processes(work.variable, names, 2)) == ["0", "7"]
+        assert names[0] not in os.environ
+        assert os.environ[names[1]] == "7"
+
+    def test_twice_in_one_process_with_other_numbers_of_jobs(self, work):
+        for jobs in (2, 3, 2):
+            found = list(processes(work.lineage, range(6), jobs))
+            assert len({pid for _, pid, _ in found}) == jobs
+
+    def test_in_a_thread(self, work):
+        found = []
+        thread = threading.Thread(target=lambda: found.extend(processes(work.double, range(4), 2)))
+        thread.start()
+        thread.join()
+        assert sorted(found) == list(here(work.double, range(4)))
+
+    def test_children_see_a_changed_environment(self, work, monkeypatch):
+        for value in ("first", "second", None):
+            if value:
+                monkeypatch.setenv("FANOUT_TEST", value)
+            else:
+                monkeypatch.delenv("FANOUT_TEST")
+            assert list(processes(work.variable, ["FANOUT_TEST"] * 2, 2)) == [value] * 2
+
+    def test_children_have_the_working_directory(self, tmp_path, monkeypatch):
+        list(processes(os.path.abspath, ["a"] * 2, 2))
+        monkeypatch.chdir(tmp_path)
+        assert set(processes(os.path.abspath, ["a"] * 2, 2)) == {str(tmp_path / "a")}
+
+    def test_ctrl_c_ends_the_children_promptly(self, program, tmp_path):
+        parent = program(
+            "signal.signal(signal.SIGINT, signal.default_int_handler)",  # tests in the background inherit it ignored
+            f"list(processes(fanout_work.sleep_with_pid, [{str(tmp_path)!r}] * 2, 2))",
+            stderr=subprocess.PIPE,
         )
-        parent = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True, start_new_session=True)
-        children = lambda: [int(f.name) for f in tmp_path.iterdir() if f.name.isdigit()]  # noqa: E731
-        wait_until(lambda: len(children()) == 2)
+        wait_until(lambda: len(pids_in(tmp_path)) == 2)
+        family = descendants(parent.pid)
         os.killpg(parent.pid, signal.SIGINT)  # what a terminal does: everyone in the foreground group gets it
         _, words = parent.communicate(timeout=10)
         assert words.count("KeyboardInterrupt") == 1  # the parent's own; children stay silent
-        wait_until(lambda: not any(map(alive, children())), 5)
+        assert words.count("Traceback") == 1
+        wait_until(lambda: not any(map(alive, family)), 5)
 
-    def test_a_killed_parent_leaves_no_children(self, work, tmp_path):
-        script = tmp_path / "killed.py"
-        script.write_text(
-            f"import sys; sys.path.insert(0, {HERE!r})\n"
-            "import fanout_work\nfrom offprincipal.fanout import processes\n"
-            "if __name__ == '__main__':\n"
-            "    for _ in processes(fanout_work.double, iter(int, 1), 2): print('.', flush=True)\n"
+    def test_children_ignore_ctrl_c(self, program, tmp_path):
+        program(f"list(processes(fanout_work.sleep_with_pid, [{str(tmp_path)!r}] * 2, 2))")
+        wait_until(lambda: len(pids_in(tmp_path)) == 2)
+        for pid in pids_in(tmp_path):
+            status = Path(f"/proc/{pid}/status").read_text()
+            ignored = int(status.split("SigIgn:")[1].split()[0], 16)
+            assert ignored >> (signal.SIGINT - 1) & 1
+
+    def test_a_killed_parent_leaves_no_children(self, program):
+        parent = program(
+            "for _ in processes(fanout_work.double, iter(int, 1), 2): print('.', flush=True)", stdout=subprocess.PIPE
         )
-        parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, start_new_session=True)
         assert parent.stdout.readline()
-        family = [int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
-        assert family
+        family = descendants(parent.pid)
+        assert len(family) >= 2
         parent.kill()
         parent.communicate()
         wait_until(lambda: not any(map(alive, family)), 10)
 
-    def test_a_killed_parent_ends_children_in_the_middle_of_an_item(self, work, tmp_path):
-        script = tmp_path / "killed.py"
-        script.write_text(
-            f"import sys; sys.path.insert(0, {HERE!r})\n"
-            "import fanout_work\nfrom offprincipal.fanout import processes\n"
-            "if __name__ == '__main__':\n"
-            f"    list(processes(fanout_work.sleep_with_pid, [{str(tmp_path)!r}] * 2, 2))\n"
+    def test_a_killed_parent_ends_children_in_the_middle_of_an_item(self, program, tmp_path):
+        parent = program(
+            f"list(processes(fanout_work.sleep_with_pid, [{str(tmp_path)!r}] * 2, 2))", stderr=subprocess.DEVNULL
         )
-        parent = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL, start_new_session=True)
-        children = lambda: [int(f.name) for f in tmp_path.iterdir() if f.name.isdigit()]  # noqa: E731
-        wait_until(lambda: len(children()) == 2, 40)
+        wait_until(lambda: len(pids_in(tmp_path)) == 2, 40)
         parent.kill()
         parent.wait()
-        wait_until(lambda: not any(map(alive, children())), 10)
+        wait_until(lambda: not any(map(alive, pids_in(tmp_path))), 10)
+
+
+class TestStart:
+    def test_a_server_imports_once_for_all_children(self, work, forked):
+        found = [each for _ in range(2) for each in processes(work.lineage, range(4), 2)]
+        servers = {parent for _, _, parent in found}
+        assert {importer for importer, _, _ in found} == servers
+        assert len(servers) == 1
+        assert os.getpid() not in servers
+        assert len({pid for _, pid, _ in found}) == 4
+
+    def test_spawned_if_nobody_vouches_for_the_module(self, work):
+        assert _start.forkable("offprincipal.measurement")
+        assert not _start.forkable("fanout_work")
+        assert not _start.forkable("__main__")
+        assert {parent for _, _, parent in processes(work.lineage, range(2), 2)} == {os.getpid()}
+
+    @pytest.mark.parametrize("missing", ["method", "system"])
+    def test_spawned_where_there_is_no_server(self, work, forked, monkeypatch, missing):
+        if missing == "method":
+            monkeypatch.setattr(_start, "get_all_start_methods", lambda: ["spawn"])
+        else:
+            monkeypatch.setattr(sys, "platform", "darwin")
+        assert {parent for _, _, parent in processes(work.lineage, range(2), 2)} == {os.getpid()}
+
+    def test_spawned_with_another_environment_then_forked_again(self, work, forked, monkeypatch):
+        parents = lambda: {parent for _, _, parent in processes(work.lineage, range(2), 2)}  # noqa: E731
+        server = parents()
+        assert os.getpid() not in server
+        with monkeypatch.context() as patch:
+            patch.setenv("FANOUT_TEST", "1")
+            assert parents() == {os.getpid()}
+        assert parents() == server
+
+    def test_spawned_if_the_server_dies_of_an_import(self, forked, monkeypatch, tmp_path, capfd):
+        module = tmp_path / "only_in_children.py"
+        module.write_text(
+            "import os, sys\nassert 'forkserver' not in sys.orig_argv[-1]\ndef parent(_): return os.getppid()\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.syspath_prepend(tmp_path)
+        import only_in_children
+
+        monkeypatch.setattr(_start, "_warmed", {"only_in_children"})
+        assert set(processes(only_in_children.parent, range(2), 2)) == {os.getpid()}
+        assert "AssertionError" in capfd.readouterr().err
+
+    def test_children_import_the_copy_that_the_parent_has(self, tmp_path):
+        script = write_script(
+            tmp_path,
+            "assert sorted(processes(fanout_work.double, range(2), 2)) == [(0, 0), (1, 2)]",
+        )
+        other = tmp_path / "other"
+        other.mkdir()
+        (other / "fanout_work.py").write_text("def double(_): raise RuntimeError('the wrong copy')")
+        environment = {**os.environ, "PYTHONPATH": str(other)}  # the script puts another folder before it
+        subprocess.run([sys.executable, script, "fanout_work"], env=environment, check=True, timeout=60)
+
+    def test_the_server_does_not_import_from_the_working_directory(self, tmp_path):
+        script = write_script(
+            tmp_path,
+            "found = set(processes(fanout_work.lineage, range(2), 2))",
+            "assert len({(importer, parent) for importer, _, parent in found}) == 1, found",
+            "assert 'PYTHONSAFEPATH' not in os.environ",
+            "assert list(processes(fanout_work.variable, ['PYTHONSAFEPATH'] * 2, 2)) == [None] * 2",
+        )
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        (elsewhere / "fanout_work.py").write_text("raise SystemExit('the wrong copy')")
+        subprocess.run(
+            [sys.executable, script, "fanout_work"],
+            env={**os.environ, "PYTHONPATH": HERE},
+            cwd=elsewhere,
+            check=True,
+            timeout=60,
+        )
+
+    @pytest.mark.parametrize("warmed", [[], ["fanout_work"], ["__main__"]])
+    def test_a_function_of_the_script_itself(self, tmp_path, warmed):
+        script = write_script(
+            tmp_path,
+            "print(sorted(processes(double, range(4), 2)))",
+            before=["def double(item): return 2 * item"],
+        )
+        run = subprocess.run([sys.executable, script, *warmed], capture_output=True, text=True, timeout=60, check=True)
+        assert (run.stdout, run.stderr) == ("[0, 2, 4, 6]\n", "")
+
+
+class TestWarm:
+    @pytest.fixture
+    def slow(self, tmp_path, monkeypatch):
+        """A file that says which process imports `slow_import`, a module that takes a server a minute."""
+        (tmp_path / "slow_import.py").write_text(
+            f"import os, sys, time\nopen(os.path.join({str(tmp_path)!r}, 'importing'), 'w').write(str(os.getpid()))\n"
+            "if 'forkserver' in sys.orig_argv[-1]: time.sleep(60)\ndef same(item): return item\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), HERE)))
+        return tmp_path / "importing"
+
+    def test_returns_at_once_and_nobody_waits_for_a_server_that_is_not_used(self, slow, tmp_path):
+        script = write_script(
+            tmp_path,
+            "began = time.monotonic()",
+            "warm('slow_import', 2)",
+            "print(time.monotonic() - began)",
+            f"while not os.path.exists({str(slow)!r}): time.sleep(0.01)",
+        )
+        began = time.monotonic()
+        run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=True)
+        assert time.monotonic() - began < 10  # to the end of its output
+        assert float(run.stdout) < 1
+        assert run.stderr == ""
+        wait_until(lambda: not alive(int(slow.read_text())), 5)
+
+    def test_ctrl_c_while_the_server_imports(self, slow, tmp_path):
+        script = write_script(
+            tmp_path,
+            "signal.signal(signal.SIGINT, signal.default_int_handler)",
+            "import slow_import",
+            f"os.remove({str(slow)!r})",
+            "warm('slow_import', 2)",
+            "list(processes(slow_import.same, range(4), 2))",
+        )
+        parent = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True, start_new_session=True)
+        wait_until(lambda: slow.exists() and slow.read_text() not in ("", str(parent.pid)))
+        time.sleep(0.2)  # it has begun to wait for the server
+        os.killpg(parent.pid, signal.SIGINT)
+        _, words = parent.communicate(timeout=10)
+        assert (words.count("KeyboardInterrupt"), words.count("Traceback")) == (1, 1)
+        wait_until(lambda: not alive(int(slow.read_text())), 5)
+
+    @pytest.mark.parametrize("jobs", [1, 0, -1])
+    def test_not_for_less_than_two_jobs(self, forked, jobs):
+        warm("fanout_work", jobs)
+        assert forkserver._forkserver._forkserver_pid is None
+
+    def test_then_the_workers_are_forked(self, work, forked, monkeypatch):
+        monkeypatch.setattr(_start, "_warmed", set())
+        warm("fanout_work", 2)
+        assert os.getpid() not in {parent for _, _, parent in processes(work.lineage, range(2), 2)}
+
+    def test_takes_no_import_of_torch(self):
+        code = "import sys, offprincipal.fanout; assert not {'torch', 'numba', 'numpy'} & set(sys.modules)"
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ("", [None]),
+            ("--jobs 3", [3]),
+            ("--no-geometry", []),
+            ("--device cuda", []),
+            ("--engine ray", []),
+        ],
+    )
+    def test_by_a_comparison(self, options, expected, monkeypatch, tmp_path):
+        calls = []
+        monkeypatch.setattr(fanout, "warm", lambda module, jobs: calls.append((module, jobs)))
+        CliRunner().invoke(cli, ["compare", "missing", "missing", "-o", str(tmp_path / "out"), *options.split()])
+        assert calls == [("offprincipal.measurement", jobs) for jobs in expected]
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,12 @@ def compare(
 
     Writes summary.json, tensors.parquet, curves.parquet, unpaired.json and report.html into the folder given with -o.
     """
-    from offprincipal import fanout, survey
+    from offprincipal import fanout
+
+    if options["geometry"] and options["device"] == "cpu" and engine == "processes":
+        fanout.warm("offprincipal.measurement", jobs)  # workers' imports, beside those of the next line
+
+    from offprincipal import survey
     from offprincipal.terminal import notes, print_comparison, progress_bar
 
     if engine == "ray":

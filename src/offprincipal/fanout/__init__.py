@@ -16,8 +16,21 @@ from offprincipal.fanout._attempt import name_of
 from offprincipal.fanout._processes import over_processes
 from offprincipal.fanout._ray import over_ray, submitter_of
 from offprincipal.fanout._shard import deal, shard
+from offprincipal.fanout._start import warm
 
-__all__ = ["ENGINES", "Engine", "deal", "engine", "here", "name_of", "processes", "ray_cluster", "shard", "threads"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "deal",
+    "engine",
+    "here",
+    "name_of",
+    "processes",
+    "ray_cluster",
+    "shard",
+    "threads",
+    "warm",
+]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -91,7 +104,12 @@ def threads(function: Callable[[Item], Result], items: Iterable[Item], jobs: int
 
 
 def processes(function: Callable[[Item], Result], items: Iterable[Item], jobs: int) -> Iterator[Result]:
-    """Over `jobs` fresh processes of this machine (start method "spawn", so nothing half-initialised is inherited).
+    """Over `jobs` fresh processes of this machine, which inherit nothing of what this one has done.
+
+    For functions of this package, and of modules that were warmed (`warm`), they are forked from a server process
+    that has imported the function's module and done nothing else (start method "forkserver"), so that N processes
+    import torch once. They are spawned for any other function, on macOS and Windows, and where variables of the
+    environment have changed since that server started.
 
     Each process holds one item at a time, and items are drawn only when a process is free, so that memory is that of
     `jobs` items. The processor's cores are divided among the processes: torch, BLAS and numba start with cores/jobs

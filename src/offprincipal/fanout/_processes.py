@@ -6,17 +6,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import connection, get_context, parent_process, resource_tracker
+from multiprocessing import connection, get_context, parent_process
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 from offprincipal.errors import OffprincipalError
 from offprincipal.fanout._attempt import attempt, loaded, name_of, outcome
-
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-"""What torch, its linear algebra, numpy's and numba read at import to size their thread pools."""
+from offprincipal.fanout._start import Surroundings, forkable, module_of, quiet_start, start_server, variables
 
 
 @dataclass
@@ -32,50 +31,48 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _worker(pipe: connection.Connection) -> None:
-    """Life of a child: the function first, then items until the parent closes the pipe; it ends with its parent."""
+def _worker(pipe: connection.Connection, expected: Surroundings | None) -> None:
+    """Life of a child: the function first, then items until the parent closes the pipe; it ends with its parent.
+
+    Of a forked child the parent first asks whether it sees what is expected.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # blocked until here; a tracker started by an item would unblock it
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        if expected is not None:
+            pipe.send(expected.hold())
         function = loaded(pipe.recv_bytes())
         while True:
             pipe.send_bytes(attempt(function, pickle.loads(pipe.recv_bytes())))
 
 
-@contextmanager
-def _quiet_start(threads: int) -> Iterator[None]:
-    """Children started inside get this many threads and leave Ctrl-C to the parent, which ends them."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    masked = hasattr(signal, "pthread_sigmask") and threading.current_thread() is threading.main_thread()
-    if masked:
-        resource_tracker.ensure_running()  # a first child would start it, and starting it unblocks Ctrl-C
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masked else None
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-        if mask is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+def _start(workers: list[_Worker], module: str, jobs: int) -> None:
+    """Forked workers where they may be and see what spawned ones would, else spawned ones.
+
+    They are put into the list one by one: whatever interrupts this, the caller can stop those that are there.
+    """
+    if forkable(module):
+        with suppress(EOFError, OSError):  # the server died: an import failed there, or memory ran out
+            surroundings = Surroundings.of(module, variables(jobs))
+            start_server(module, variables(jobs))
+            _launch(workers, get_context("forkserver"), jobs, surroundings)
+            if all(worker.pipe.recv() for worker in workers):
+                return
+        _stop(workers, patience=0.0)
+        workers.clear()
+    with quiet_start(variables(jobs)):
+        _launch(workers, get_context("spawn"), jobs)
 
 
-def _start(jobs: int) -> list[_Worker]:
-    context, workers = get_context("spawn"), []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with _quiet_start(max(1, cores // jobs)):
-        for _ in range(jobs):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_worker, args=(theirs,), daemon=True)
-            process.start()
-            theirs.close()  # so that the end of the process is the end of the file
-            workers.append(_Worker(process, ours))
-    return workers
+def _launch(workers: list[_Worker], context: BaseContext, jobs: int, surroundings: Surroundings | None = None) -> None:
+    for _ in range(jobs):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_worker, args=(theirs, surroundings), daemon=True)  # type: ignore[attr-defined]
+        process.start()
+        theirs.close()  # so that the end of the process is the end of the file
+        workers.append(_Worker(process, ours))
 
 
 def over_processes(function: Callable, items: Iterator, jobs: int) -> Iterator:
@@ -87,7 +84,7 @@ def over_processes(function: Callable, items: Iterator, jobs: int) -> Iterator:
     workers: list[_Worker] = []
     finished = False
     try:
-        workers = _start(len(first))
+        _start(workers, module_of(function), len(first))
         busy = {worker.pipe: worker for worker in workers}
         for worker, item in zip(workers, first, strict=True):
             _send(worker, item, payload)

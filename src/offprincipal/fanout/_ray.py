@@ -7,7 +7,7 @@ from typing import Any
 
 from offprincipal.errors import OffprincipalError, UsageError
 from offprincipal.fanout._attempt import attempt, loaded, name_of, outcome
-from offprincipal.fanout._processes import THREAD_VARIABLES
+from offprincipal.fanout._start import THREAD_VARIABLES
 
 
 def submitter_of(
