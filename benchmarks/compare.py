@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from pairs import make
@@ -22,14 +23,34 @@ from rich.table import Table
 OURS = [sys.executable, "-m", "offprincipal", "compare"]
 
 
-def measured(command: list[str], quiet_environment: dict[str, str]) -> tuple[float, float]:
-    """Seconds of wall time and megabytes of peak resident memory of one command."""
+def measured(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
+    """Seconds of wall time of one command, and megabytes of peak resident memory of the largest of its processes."""
     start = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=quiet_environment)
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"failed with status {status}: {' '.join(command)}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    peak = 0
+    while child.poll() is None:
+        peak = max(peak, *(_peak(process) for process in _descendants(child.pid)), 0)
+        time.sleep(0.05)
+    if child.returncode:
+        raise SystemExit(f"failed with status {child.returncode}: {' '.join(command)}")
+    return time.perf_counter() - start, peak / 1024
+
+
+def _descendants(process: int) -> list[int]:
+    """This process and all that it started, and those started (Linux)."""
+    found = [process]
+    for each in found:
+        with suppress(OSError):
+            found += [int(pid) for pid in Path(f"/proc/{each}/task/{each}/children").read_text().split()]
+    return found
+
+
+def _peak(process: int) -> int:
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1])
+    return 0
 
 
 def commands(work: Path, out: Path) -> dict[str, list[str]]:
@@ -40,7 +61,8 @@ def commands(work: Path, out: Path) -> dict[str, list[str]]:
         "counts only, 4 blocks": [*OURS, base4, run4, "--no-geometry", "--no-report", "-o"],
         "counts only, 16 blocks": [*OURS, base16, run16, "--no-geometry", "--no-report", "-o"],
         "all geometry, 4 blocks, no cache": [*OURS, base4, run4, "--no-cache", "-o"],
-        "all geometry, 4 blocks, cached base": [*OURS, base4, second, "-o"],
+        "all geometry, 4 blocks, first, base kept": [*OURS, base4, run4, "-o"],
+        "all geometry, 4 blocks, second, base found": [*OURS, base4, second, "-o"],
         "all geometry, 16 blocks, no cache": [*OURS, base16, run16, "--no-cache", "-o"],
     }
     tool = shutil.which("modeldelta", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
@@ -56,19 +78,20 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only the commands whose name contains this, and modeldelta")
     choice = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        environment = {**os.environ, "HF_HOME": f"{scratch}/hf", "HF_HUB_OFFLINE": "1"}
         named = {
             name: command
             for name, command in commands(choice.work, Path(scratch)).items()
             if choice.only in name or name.startswith("modeldelta")
         }
         results: dict[str, list[tuple[float, float]]] = {name: [] for name in named}
-        for i in range(choice.repeats + 1):  # the first round warms the file cache, compiles, fills the factor cache
-            for name, command in named.items():
-                out = [f"{scratch}/{i}-{len(name)}-{abs(hash(name))}"] if command[-1] == "-o" else []
+        for i in range(choice.repeats + 1):  # the first round warms the file cache and compiles
+            environment = {**os.environ, "HF_HOME": f"{scratch}/hf-{i}", "HF_HUB_OFFLINE": "1"}
+            for number, (name, command) in enumerate(named.items()):
+                out = [f"{scratch}/{i}-{number}"] if command[-1] == "-o" else []
                 spent = measured([*command, *out], environment)
                 if i:
                     results[name].append(spent)
+            shutil.rmtree(f"{scratch}/hf-{i}", ignore_errors=True)
     report(results, choice.repeats)
 
 
@@ -83,7 +106,14 @@ def report(results: dict[str, list[tuple[float, float]]], repeats: int) -> None:
         ratio = f"{reference / median:.1f}x" if reference else "-"
         span = f"{min(times):.2f} - {max(times):.2f}"
         table.add_row(name, f"{median:.2f}", span, f"{statistics.median(peaks):.0f}", ratio)
-    Console(width=120).print(table)
+    console = Console(width=120)
+    console.print(table)
+    first, second = (
+        next((runs for name, runs in results.items() if word in name), []) for word in ("first", "second")
+    )
+    if first and second:
+        ratio = statistics.median(b[0] / a[0] for a, b in zip(first, second, strict=True))
+        console.print(f"second over first: {ratio:.2f}")
 
 
 if __name__ == "__main__":

@@ -3,20 +3,19 @@
 Run: python benchmarks/geometry.py [--repeats 3] [--skip-script]. Three parts, interleaved per repeat, medians printed:
 
 * the script: two float32 ``torch.linalg.svd`` per matrix and elementwise torch, all threads, no angles, no masks;
-* ours: `geometry.measure` on every matrix, one process per core with one thread each, first with an empty cache
-  of base factors, then another tuned side with a full one;
+* ours: `geometry.measure` on every matrix, one process per core with one thread each as `compare` starts them, first
+  with an empty cache of base factors, then another tuned side with a full one;
 * stages of the two large shapes on one thread, with flops counted on paper, against the rate that a float64 (or
   float32) matrix product reaches on this machine. Eigenproblems have no such floor: half of a tridiagonal reduction
   is matrix times vector; they are shown against ``9 n^3`` (vectors) and ``4/3 n^3`` (values only) all the same.
 """
 
 import argparse
-import multiprocessing
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -25,7 +24,8 @@ from rich.table import Table
 
 from offprincipal import geometry
 from offprincipal.factors import FactorCache, fingerprint
-from offprincipal.measures import angles, levels, masks, spectrum
+from offprincipal.fanout import processes
+from offprincipal.measures import angles, carried, levels, masks, spectrum
 
 SHAPES = {
     "gate": (8960, 1536), "up": (8960, 1536), "down": (1536, 8960),
@@ -59,18 +59,17 @@ def script(base: torch.Tensor, tuned: torch.Tensor) -> None:
 def one(job: tuple[str, int, str]) -> float:
     """Measure one matrix in a worker; returns its seconds, the making of the pair left out."""
     name, seed, folder = job
-    torch.set_num_threads(1)
     base, tuned = weights(name, 3e-5, seed)
+    geometry.measure(base[:200, :200], tuned[:200, :200], name=name)  # loads the compiled loops
     start = time.perf_counter()
     geometry.measure(base, tuned, name=name, factors=FactorCache(Path(folder)))
     return time.perf_counter() - start
 
 
-def ours(pool: ProcessPoolExecutor, seed: int, folder: str) -> float:
+def ours(seed: int, folder: str) -> float:
     """Seconds of work per core: the sum over matrices, spread over the processes."""
-    jobs = [(name, seed, folder) for name in SHAPES]
-    spent = sorted(pool.map(one, jobs), reverse=True)
-    cores = [0.0] * torch.get_num_threads()
+    cores = [0.0] * (os.cpu_count() or 1)
+    spent = sorted(processes(one, [(name, seed, folder) for name in SHAPES], len(cores)), reverse=True)
     for seconds in spent:  # largest first to the freest core, as the survey hands them out
         cores[cores.index(min(cores))] += seconds
     return max(cores)
@@ -100,7 +99,7 @@ def stages(name: str, repeats: int) -> list[tuple[str, float, float, torch.dtype
     base, tuned = weights(name, 3e-5, 0)
     m, n = max(base.shape), min(base.shape)
     k = masks.principal_rank((m, n), 512)
-    first, second = spectrum.factorise(base, k), spectrum.factorise(tuned, k)
+    first, second = spectrum.factorise(base, k, frame=True), spectrum.factorise(tuned, k)
     square = spectrum.gram(base)
     narrow = torch.float32 if m >= 2 * n else torch.float64
     found = levels.levels(base, first)
@@ -112,7 +111,9 @@ def stages(name: str, repeats: int) -> list[tuple[str, float, float, torch.dtype
         ("Gram matrix of D", m * n * n, narrow, lambda: spectrum.gram(tuned, base, dtype=narrow)),
         ("factorise whole (one side)", m * n * n + 9 * n**3 + 2 * m * n * k, torch.float64,
          lambda: spectrum.factorise(tuned, k)),
-        ("angles, both sides", 2 * (m + n) * k * k, torch.float64,
+        ("carried: values, angles, D^T D", 3 * m * n * n + 3 * n**3 + 16 * n * n * k, torch.float32,
+         lambda: carried.carry(base, tuned, first, angles.grid((m, n)))),
+        ("angles, both sides, the long way", 2 * (m + n) * k * k, torch.float64,
          lambda: [angles.nested_angles(*(getattr(f, s) for f in sides[1]), angles.grid((m, n))) for s in sides[0]]),
         ("masks of the base", 2 * m * n * k, torch.float64, lambda: levels.levels(base, first)),
         ("table of codes and masks", 0, torch.float64, lambda: levels.cross(base, tuned, found.level)),
@@ -140,14 +141,9 @@ def main() -> None:
     console, cores = Console(width=110), torch.get_num_threads()
     spent: dict[str, list[float]] = {"script": [], "first": [], "second": []}
     for repeat in range(options.repeats):
-        with (
-            ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as pool,
-            tempfile.TemporaryDirectory() as warm,
-            tempfile.TemporaryDirectory() as folder,
-        ):
-            ours(pool, 9, warm)  # starts the processes and loads the compiled loops
-            spent["first"].append(ours(pool, 0, folder))
-            spent["second"].append(ours(pool, 1, folder))
+        with tempfile.TemporaryDirectory() as folder:
+            spent["first"].append(ours(0, folder))
+            spent["second"].append(ours(1, folder))
         for name in SHAPES if not options.skip_script else ():
             base, tuned = weights(name, 3e-5, 0)
             start = time.perf_counter()

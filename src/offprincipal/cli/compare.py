@@ -2,6 +2,8 @@
 
 import shlex
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,8 @@ def compare(
             left = _one_shard(base, tuned, out, (num_shards, shard_index), where, progress, options)
             notes.print(f"shard {shard_index} of {num_shards} is done; {left} tensors of the whole are missing")
             return
+        if report:
+            progress = _importing_what_draws(progress)
         command = shlex.join(["offprincipal", *sys.argv[1:]])
         result = survey.compare(
             base, run_labels(tuned), out, engine=where, progress=progress, command=command, **options
@@ -103,6 +107,29 @@ def compare(
     notes.print(f"results: {result.directory}")
     if report:
         _draw_if_possible(result.directory)
+
+
+def _importing_what_draws(progress: Any) -> Any:
+    """The same progress; its first tensor starts the imports of the end, which take a second, beside the others."""
+    waiting = [threading.Thread(target=_import_what_draws)]
+
+    def told(done: int, total: int, name: str) -> None:
+        if name and waiting:
+            waiting.pop().start()
+        progress(done, total, name)
+
+    return told
+
+
+def _import_what_draws() -> None:
+    import pyarrow
+
+    from offprincipal.report import parts  # noqa: F401
+    from offprincipal.report.page import need_extra
+
+    pyarrow.array([0])  # its first conversion imports pandas, where there is pandas
+    with suppress(UsageError):  # said when it is time to draw
+        need_extra()
 
 
 def _one_shard(

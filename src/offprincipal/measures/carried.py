@@ -91,11 +91,12 @@ def carry(
         return None
     cross, square = _products(before, after, holes, device)
     frame, squares = base.frame.to(device), base.values.to(device).square()
-    moved = _turned((cross + cross.T + square + square.tril(-1).T).to(torch.float32), frame)
+    own = _whole(square)
+    moved = _turned(cross + cross.T + own, frame)
     whole = moved.to(torch.float64)
     whole.diagonal().add_(squares)
     values = torch.linalg.eigvalsh(whole.cpu()).flip(0).clamp(min=0).sqrt().to(device)
-    rough = moved.square().mean(dim=1).sqrt() * (4 * PRODUCT)  # four deviations of an eigenvalue, to first order
+    rough = moved.square().mean(dim=1).sqrt() * (2 * PRODUCT)  # four deviations of an eigenvalue, to first order
     weak = (rough > values * (ACCURACY * float(values[0]))).nonzero()
     tail = len(values) - int(weak[0]) if len(weak) else 0
     short, end = _leading(whole, moved, sizes[-1]), _end(whole, moved, tail)
@@ -105,7 +106,7 @@ def carry(
         basis = torch.linalg.qr(frame.to(torch.float64) @ end).Q
         small = spectrum.values_of_image(spectrum.images(after, [basis], holes=holes, device=device)[0])
         values[-tail:] = small.clamp(max=float(values[-tail - 1]))
-    long, beyond = _long_side(short, values[: sizes[-1]], base.values.to(device), frame, cross, square)
+    long, beyond = _long_side(short, values[: sizes[-1]], base.values.to(device), frame, cross, own)
     found = {"short": angles.angles_in_frame(short, None, sizes), "long": angles.angles_in_frame(long, beyond, sizes)}
     if not max(float(each[-1]) for side in found.values() for each in side.values()) <= WIDE:
         return None
@@ -161,10 +162,15 @@ def _products(
     return cross, square.tril_()
 
 
+def _whole(lower: Tensor) -> Tensor:
+    """Both triangles, float32."""
+    lower = lower.to(torch.float32)
+    return lower + lower.tril(-1).T
+
+
 def _turned(symmetric: Tensor, frame: Tensor) -> Tensor:
     """``V^T S V`` for a symmetric S, both triangles from one."""
-    lower = add_lower(torch.zeros_like(symmetric), frame, _product(symmetric, frame)).tril_()
-    return lower + lower.tril(-1).T
+    return _whole(add_lower(torch.zeros_like(symmetric), frame, _product(symmetric, frame)).tril_())
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -240,7 +246,7 @@ def _ordered(block: Tensor, rest: Tensor, diagonal: Tensor) -> Tensor:
 
 
 def _long_side(
-    short: Tensor, values: Tensor, before: Tensor, frame: Tensor, cross: Tensor, square: Tensor
+    short: Tensor, values: Tensor, before: Tensor, frame: Tensor, cross: Tensor, own: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Coordinates of the long side's leading vectors in the base's long side, and the Gram matrix of what lies beyond.
 
@@ -249,7 +255,6 @@ def _long_side(
     """
     vectors = _product(frame, short.to(torch.float32))
     through = _product(frame.T, _product(cross, vectors)).to(torch.float64) / before[:, None]
-    whole = (square + square.tril(-1).T).to(torch.float32)
-    own = (vectors.T @ _product(whole, vectors)).to(torch.float64)
-    beyond = (own - through.T @ through) / values / values[:, None]
+    energy = (vectors.T @ _product(own, vectors)).to(torch.float64)
+    beyond = (energy - through.T @ through) / values / values[:, None]
     return (before[:, None] * short + through) / values, beyond
