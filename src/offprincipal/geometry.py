@@ -87,7 +87,7 @@ def measure(
     Raises:
         CheckFailed: a bound of DEFINITIONS 3 does not hold, which is a bug in the numbers.
 
-    Memory: at most about eight float32 copies of the matrix. Source: DEFINITIONS sections 2, 3 and 5.
+    Memory: at most about ten float32 copies of the matrix. Source: DEFINITIONS sections 2, 3 and 5.
 
     >>> w = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     >>> found = measure(w, w * 2, name="w").row()

@@ -175,10 +175,9 @@ def test_only_bases_that_can_use_a_frame_keep_one():
 
 
 def test_an_end_of_many_small_values_is_left_to_the_long_way():
-    whole = torch.diag(torch.linspace(2.0, 1.0, 40)).double()
-    moved = torch.zeros(40, 40)
-    assert carried._end(whole, moved, 11) is None
+    squares, moved = torch.linspace(2.0, 1.0, 40).double(), torch.zeros(40, 40)
+    assert carried._end(squares, moved, 11) is None
     for few in (0, 3):
-        found = carried._end(whole, moved, few)
+        found = carried._end(squares, moved, few)
         assert found is not None
         assert found.abs().sum(0).tolist() == pytest.approx([1.0] * few)
