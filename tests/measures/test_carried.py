@@ -77,7 +77,7 @@ def test_products_of_the_step_are_those_of_the_difference():
     assert carried_delta.inside == pytest.approx(measured.inside, rel=1e-5)
 
 
-@pytest.mark.parametrize("case", ["growth", "rank one", "one entry", "top direction"])
+@pytest.mark.parametrize("case", ["growth", "rank one", "one entry", "few rows", "top direction"])
 def test_updates_with_structure_are_exact_too(case):
     before, _ = pair((640, 200), 0.0)
     u, s, v = torch.linalg.svd(before.double(), full_matrices=False)
@@ -85,8 +85,10 @@ def test_updates_with_structure_are_exact_too(case):
     noise = [torch.randn(n, 1, generator=generator).double() for n in before.shape]
     lone = torch.zeros(640, 200).double()
     lone[3, 5] = 1e-3
+    few = torch.zeros(640, 200).double()
+    few[[1, 2, 4]] = 1e-2 * torch.randn(3, 200, generator=generator).double()
     delta = {
-        "growth": before.double() / 128, "rank one": 1e-6 * noise[0] @ noise[1].T, "one entry": lone,
+        "growth": before.double() / 128, "rank one": 1e-6 * noise[0] @ noise[1].T, "one entry": lone, "few rows": few,
         "top direction": 1e-3 * s[0] * u[:, :1] @ v[:1],
     }[case]  # fmt: skip
     after = (before.double() + delta).bfloat16()
@@ -157,6 +159,15 @@ def test_an_iteration_that_does_not_settle_is_given_up(monkeypatch):
     assert carry(before, after, base, sizes) is not None
     monkeypatch.setattr(carried, "ROUNDS", 1)
     monkeypatch.setattr(carried, "WINDOW", 1)
+    assert carry(before, after, base, sizes) is None
+
+
+def test_a_step_that_the_sampled_rows_do_not_show_is_factorised():
+    before, _ = pair((1024, 192), 0.0)
+    after = before.clone()
+    after[1:4] += 3.0  # every fifth row is looked at first
+    base, sizes = base_of(before).factors, angles.grid((1024, 192))
+    assert carried._worth(before, after, base, sizes)
     assert carry(before, after, base, sizes) is None
 
 

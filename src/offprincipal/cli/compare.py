@@ -124,12 +124,12 @@ def _importing_what_draws(progress: Any) -> Any:
 def _import_what_draws() -> None:
     import pyarrow
 
-    from offprincipal.report import parts  # noqa: F401
     from offprincipal.report.page import need_extra
 
     pyarrow.array([0])  # its first conversion imports pandas, where there is pandas
-    with suppress(UsageError):  # said when it is time to draw
+    with suppress(UsageError):  # what is missing is said when it is time to draw
         need_extra()
+        from offprincipal.report import parts  # noqa: F401
 
 
 def _one_shard(

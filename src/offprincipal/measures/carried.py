@@ -93,8 +93,10 @@ def carry(
     frame, squares = base.frame.to(device), base.values.to(device).square()
     moved = _turned(cross + cross.T + _whole(square), frame)
     values = _values(squares, moved)
-    rough = moved.square().mean(dim=1).sqrt() * (2 * PRODUCT)  # four deviations of an eigenvalue, to first order
-    weak = (rough > values * (ACCURACY * float(values[0]))).nonzero()
+    rounding = moved.square().mean(dim=1).sqrt() * PRODUCT
+    if any(not float(rounding[k - 1]) <= angles.ACCURACY * _room(squares, k) for k in sizes):
+        return None  # D was not what the sample of its rows promised
+    weak = (2 * rounding > values * (ACCURACY * float(values[0]))).nonzero()  # four deviations, to first order
     tail = len(values) - int(weak[0]) if len(weak) else 0
     short, end = _leading(squares, moved, sizes[-1]), _end(squares, moved, tail)
     if short is None or end is None:
@@ -137,10 +139,14 @@ def _worth(before: Tensor, after: Tensor, base: Factors, sizes: Sequence[int]) -
     step = (tall(after)[sample].to(torch.float32) - tall(before)[sample].to(torch.float32)).nan_to_num(0.0, 0.0, 0.0)
     entry, squares = float(step.square().mean().sqrt()), values.square()
     for k in sizes:
-        turn = entry * math.sqrt(2 * float(squares[k - 1])) / max(float(squares[k - 1] - squares[k]), 1e-300)
-        if not turn * PRODUCT <= 2 / 3 * angles.ACCURACY:  # it errs by at most 1.4 times (measured)
+        rounding = PRODUCT * entry * math.sqrt(2 * float(squares[k - 1]))
+        if not rounding <= 2 / 3 * angles.ACCURACY * _room(squares, k):  # it errs by at most 1.4 times (measured)
             return False
     return True
+
+
+def _room(squares: Tensor, k: int) -> float:
+    return float(squares[k - 1] - squares[k])
 
 
 def _products(
