@@ -118,6 +118,16 @@ def test_report_is_drawn_by_compare_and_again(checkpoint, tmp_path):
     assert run("report", tmp_path).returncode == 3
 
 
+def test_compare_without_the_extra_says_what_to_install(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent" / "altair.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "absent"))
+    done = run("compare", checkpoint("base"), checkpoint("rl", delta=3e-5), "-o", tmp_path / "out")
+    assert done.returncode == 0
+    assert "no report: the package 'altair' is not installed; run `pip install offprincipal[report]`" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_cache_is_shown_and_cleared(checkpoint, tmp_path):
     run("compare", checkpoint("base"), checkpoint("rl", delta=3e-5), "-o", tmp_path / "out", "--no-report")
     shown = json.loads(run("cache", "--json").stdout)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from offprincipal import tables
 
-notes = Console(stderr=True, soft_wrap=True, highlight=False)
+notes = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 """Everything that is not the machine's answer goes to stderr."""
 
 
