@@ -17,7 +17,7 @@ from typing import Any
 from offprincipal.across import steps_of
 from offprincipal.checkpoint import Checkpoint, open_checkpoint
 from offprincipal.errors import CheckFailed, UsageError
-from offprincipal.fanout import Engine, here, processes, shard, threads
+from offprincipal.fanout import Engine, here, processes, shard, threads, usual_jobs
 from offprincipal.measurement import Task, measure_tensor
 from offprincipal.pairs import Plan, pair
 from offprincipal.results import Comparison, write_results
@@ -224,18 +224,17 @@ def refuse_unpaired(survey: Survey) -> None:
 def on_this_machine(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """An engine: all cores, by processes where matrices are factored and that is worth their start, else by threads.
 
-    Factoring fills a core per tensor and holds Python's lock between the products; counting hardly needs the lock. At
-    most eight processes, since each takes half a gigabyte before any tensor. Starts processes: a script needs
-    ``if __name__ == "__main__"``.
+    Factoring fills a core per tensor and holds Python's lock between the products; counting hardly needs the lock.
+    Starts processes: a script needs ``if __name__ == "__main__"``.
     """
     work: list[Task] = list(items)
     if not work or work[0].settings.device != "cpu":
         return here(function, work)
-    cores, settings = os.cpu_count() or 1, work[0].settings
+    settings = work[0].settings
     if not settings.geometry:
-        return _one_thread_each(threads(function, work, cores))
+        return _one_thread_each(threads(function, work, os.cpu_count() or 1))
     worth = sum(task.cost for task in work) > WORTH_PROCESSES
-    return processes(function, work, min(cores, 8, len(work)) if worth else 1)
+    return processes(function, work, min(usual_jobs(), len(work)) if worth else 1)
 
 
 def _one_thread_each(results: Iterator[Any]) -> Iterator[Any]:

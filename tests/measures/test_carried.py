@@ -69,6 +69,7 @@ def test_products_of_the_step_are_those_of_the_difference():
     factors = base_of(before).factors
     found = carry(before, after, factors, angles.grid((512, 192)))
     assert found is not None
+    assert found.products is not None
     delta = after.double() - before.double()
     assert torch.allclose(found.products.cross.double(), before.double().T @ delta, rtol=1e-5, atol=1e-9)
     assert torch.allclose(found.products.square.double(), (delta.T @ delta).tril(), rtol=1e-5, atol=1e-12)

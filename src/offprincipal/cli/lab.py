@@ -1,6 +1,5 @@
 """``offprincipal lab``."""
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -144,7 +143,7 @@ def lab_matched(
     from offprincipal.terminal import notes
 
     target = out or directories[0] / "claims"
-    engine = fanout.engine("processes", min(os.cpu_count() or 1, 8) if jobs is None else jobs)
+    engine = fanout.engine("processes", fanout.usual_jobs() if jobs is None else jobs)
     with show_progress(notes) as progress:
         which = algorithms or ALGORITHMS
         labs = run_matched(directories, algorithms=which, engine=engine, progress=progress, minutes=minutes)
@@ -178,7 +177,7 @@ def lab_claims(
     from offprincipal.terminal import notes, progress_bar
 
     target = out or directories[0] / "claims"
-    engine = fanout.engine("processes", min(os.cpu_count() or 1, 8) if jobs is None else jobs)
+    engine = fanout.engine("processes", fanout.usual_jobs() if jobs is None else jobs)
     command = shlex.join(["offprincipal", *sys.argv[1:]])
     with progress_bar("matrices") as progress:
         answer = judge_claims(directories, target, seed=seed, engine=engine, progress=progress, command=command)

@@ -16,7 +16,7 @@ from offprincipal.fanout._attempt import name_of
 from offprincipal.fanout._processes import over_processes
 from offprincipal.fanout._ray import over_ray, submitter_of
 from offprincipal.fanout._shard import deal, shard
-from offprincipal.fanout._start import warm
+from offprincipal.fanout._start import usual_jobs, warm
 
 __all__ = [
     "ENGINES",
@@ -29,6 +29,7 @@ __all__ = [
     "ray_cluster",
     "shard",
     "threads",
+    "usual_jobs",
     "warm",
 ]
 

@@ -43,10 +43,15 @@ def warm(module: str, jobs: int | None = None) -> None:
         jobs: how many workers there will be; one per core, at most eight, when None.
     """
     _warmed.add(module)
-    jobs = min(os.cpu_count() or 1, 8) if jobs is None else jobs
+    jobs = usual_jobs() if jobs is None else jobs
     if jobs > 1 and forkable(module):
         with suppress(OSError):  # it is a head start: whatever is wrong, starting the workers tells
             start_server(module, variables(jobs))
+
+
+def usual_jobs() -> int:
+    """One worker per core, at most eight, since each takes half a gigabyte before any item."""
+    return min(os.cpu_count() or 1, 8)
 
 
 def module_of(function: Callable) -> str:

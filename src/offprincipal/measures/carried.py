@@ -30,7 +30,7 @@ SHORTEST = 128
 """Short sides below this are factorised at once: nothing is gained."""
 
 PRODUCT = 2.0**-20
-"""Relative error that an entry of E may have (*ours*; the standard deviation measured is .45 of it)."""
+"""Relative error that an entry of E may have (*ours*; the standard deviation measured is half of it)."""
 
 WIDE = 0.1
 """Radians. An angle carries the relative error of E, so that up to here it is within 1e-7 (*ours*)."""
@@ -46,18 +46,18 @@ DEPTH = 128
 
 
 @dataclass(frozen=True)
-class Carried:
-    """What is known of a tuned matrix from its base and the difference.
+class Tuned:
+    """What geometry asks of a tuned side.
 
     Attributes:
-        values: float64 [short], singular values of the tuned side, falling, within 1e-10 s_1.
+        values: float64 [short], on the CPU: singular values, falling, within 1e-10 s_1.
         angles: "left" and "right" to size to float64 [size]: principal angles with the base, radians, rising.
-        products: what the pass left of D.
+        products: what the pass over the pair left of D; None where the side was factorised by itself.
     """
 
     values: Float[Tensor, " short"]
     angles: Mapping[str, Mapping[int, Tensor]]
-    products: Products
+    products: Products | None = None
 
 
 def carry(
@@ -68,7 +68,7 @@ def carry(
     *,
     holes: Bool[Tensor, "out in"] | None = None,
     device: str | torch.device = "cpu",
-) -> Carried | None:
+) -> Tuned | None:
     """Singular values of the tuned side and its principal angles with the base, where the step is small enough.
 
     Args:
@@ -111,7 +111,7 @@ def carry(
     if not max(float(each[-1]) for side in found.values() for each in side.values()) <= WIDE:
         return None
     left, right = ("long", "short") if tall(before) is before else ("short", "long")
-    return Carried(values, {"left": found[left], "right": found[right]}, Products(square, cross))
+    return Tuned(values.cpu(), {"left": found[left], "right": found[right]}, Products(square, cross))
 
 
 def serves(shape: tuple[int, int]) -> bool:

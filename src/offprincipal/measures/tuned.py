@@ -1,31 +1,14 @@
 """The tuned side beside its base: singular values and principal angles, by the short way where it is safe."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from offprincipal.measures import angles, masks, spectrum
-from offprincipal.measures.carried import carry
-from offprincipal.measures.delta import Products
+from offprincipal.measures.carried import Tuned, carry
 from offprincipal.measures.spectrum import Factors
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What geometry asks of a tuned side.
-
-    Attributes:
-        values: float64 [short], singular values, falling.
-        angles: "left" and "right" to size to float64 [size]: principal angles with the base, radians, rising.
-        products: what is left of the pass over the pair, if there was one.
-    """
-
-    values: Float[Tensor, " short"]
-    angles: Mapping[str, Mapping[int, Tensor]]
-    products: Products | None = None
 
 
 def tuned_of(
@@ -55,7 +38,7 @@ def tuned_of(
     if before.dtype != after.dtype or not torch.equal(before, after):
         carried = carry(before, after, base, sizes, holes=holes, device=device)
         if carried is not None:
-            return Tuned(carried.values.cpu(), carried.angles, carried.products)
+            return carried
         rank = masks.principal_rank((after.shape[0], after.shape[1]), max(angles.GRID))
         found = spectrum.factorise(after, rank, holes=holes, device=device)
     turned = {}

@@ -1,6 +1,5 @@
 """Which modules of a checkpoint an adapter sits on, from headers: what PEFT can adapt; what is left out, and why."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from offprincipal.checkpoint import Checkpoint, Source, TensorInfo, read_whole
 from offprincipal.errors import InputError, UsageError
-from offprincipal.fanout import processes
+from offprincipal.fanout import processes, usual_jobs
 from offprincipal.names import Piece, canonical, family_of, locate
 from offprincipal.survey import WORTH_PROCESSES
 
@@ -63,7 +62,7 @@ def on_this_machine(function: Callable[[Any], Any], items: Iterable[Any]) -> Ite
     """
     work: list[Any] = list(items)
     worth = sum(item[0].cost for item in work) > WORTH_PROCESSES
-    return processes(function, work, min(os.cpu_count() or 1, 8, len(work)) if worth else 1)
+    return processes(function, work, min(usual_jobs(), len(work)) if worth else 1)
 
 
 @dataclass(frozen=True)
