@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from offprincipal.cli.answers import as_json, terminal
+from offprincipal.cli.uncollected import uncollected
 from offprincipal.errors import UsageError
 
 
@@ -80,8 +81,9 @@ def compare(
     if options["geometry"] and options["device"] == "cpu" and engine == "processes":
         fanout.warm("offprincipal.measurement", jobs)  # workers' imports, beside those of the next line
 
-    from offprincipal import survey
-    from offprincipal.terminal import notes, print_comparison, progress_bar
+    with uncollected():
+        from offprincipal import survey
+        from offprincipal.terminal import notes, print_comparison, progress_bar
 
     if engine == "ray":
         where = fanout.engine("ray", gpus_per_task=1 if options["device"] == "cuda" else 0)
@@ -122,12 +124,12 @@ def _importing_what_draws(progress: Any) -> Any:
 
 
 def _import_what_draws() -> None:
-    import pyarrow
+    with uncollected(), suppress(UsageError):  # what is missing is said when it is time to draw
+        import pyarrow
 
-    from offprincipal.report.page import need_extra
+        from offprincipal.report.page import need_extra
 
-    pyarrow.array([0])  # its first conversion imports pandas, where there is pandas
-    with suppress(UsageError):  # what is missing is said when it is time to draw
+        pyarrow.array([0])  # its first conversion imports pandas, where there is pandas
         need_extra()
         from offprincipal.report import parts  # noqa: F401
 
@@ -152,6 +154,7 @@ def _draw_if_possible(directory: Path) -> None:
     from offprincipal.terminal import notes
 
     try:
-        notes.print(f"report: {draw(directory)}")
+        with uncollected():
+            notes.print(f"report: {draw(directory)}")
     except UsageError as missing:
         notes.print(f"no report: {missing.found}; {missing.do_next}, then: offprincipal report {directory}")

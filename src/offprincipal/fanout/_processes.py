@@ -1,5 +1,6 @@
 """Items over fresh processes of this machine: a pipe to each, one item in each."""
 
+import gc
 import os
 import pickle
 import signal
@@ -44,6 +45,8 @@ def _worker(pipe: connection.Connection, expected: Surroundings | None) -> None:
         if expected is not None:
             pipe.send(expected.hold())
         function = loaded(pipe.recv_bytes())
+        gc.freeze()  # what was imported stays; were it searched for garbage, a forked child would copy its pages
+        gc.enable()
         while True:
             pipe.send_bytes(attempt(function, pickle.loads(pipe.recv_bytes())))
 

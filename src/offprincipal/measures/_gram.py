@@ -63,6 +63,22 @@ def add_lower(
     return total
 
 
+def mirrored(square: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """Overwrite what lies above the diagonal by what lies below, in place and a few rows at a time; returns `square`.
+
+    Adding a transposed triangle to the other would take four times as long, most of it on a transposed read.
+
+    >>> mirrored(torch.tensor([[1.0, 9.0], [2.0, 3.0]])).tolist()
+    [[1.0, 2.0], [2.0, 3.0]]
+    """
+    for start in range(0, len(square), 128):
+        stop = start + 128
+        square[start:stop, stop:] = square[stop:, start:stop].T
+        block = square[start:stop, start:stop]
+        block.copy_(block.tril() + block.tril(-1).T)
+    return square
+
+
 def eigen(square: Float[Tensor, "n n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
     """Eigenvalues (falling) and eigenvectors (columns) of a symmetric matrix, checked where a GPU made them.
 
@@ -90,7 +106,7 @@ def checked(square: Float[Tensor, "n n"]) -> tuple[Tensor, Tensor] | None:
     except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
         return None
     tolerance = 64 * len(values) * EPS
-    whole = square.tril() + square.tril(-1).T
+    whole = mirrored(square.clone())
     residual = float((whole @ vectors - vectors * values).abs().max())
     products = vectors.T @ vectors
     products.diagonal().sub_(1.0)

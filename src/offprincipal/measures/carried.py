@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from offprincipal.measures import angles, spectrum
-from offprincipal.measures._gram import add_lower
+from offprincipal.measures._gram import add_lower, mirrored
 from offprincipal.measures._slices import slices, tall
 from offprincipal.measures.delta import Products, quick
 from offprincipal.measures.spectrum import ACCURACY, Factors
@@ -91,7 +91,8 @@ def carry(
         return None
     cross, square = _products(before, after, holes, device)
     frame, squares = base.frame.to(device), base.values.to(device).square()
-    moved = _turned(cross + cross.T + _whole(square), frame)
+    within = mirrored(square.to(torch.float32, copy=True))
+    moved = _turned(cross.T.contiguous().add_(cross).add_(within), frame)
     values = _values(squares, moved)
     rounding = moved.square().mean(dim=1).sqrt() * PRODUCT
     if any(not float(rounding[k - 1]) <= angles.ACCURACY * _room(squares, k) for k in sizes):
@@ -105,7 +106,7 @@ def carry(
         basis = torch.linalg.qr(frame.to(torch.float64) @ end).Q
         small = spectrum.values_of_image(spectrum.images(after, [basis], holes=holes, device=device)[0])
         values[-tail:] = small.clamp(max=float(values[-tail - 1]))
-    own = None if before.shape[0] == before.shape[1] else square  # nothing lies beyond the base of a square matrix
+    own = None if before.shape[0] == before.shape[1] else within  # nothing lies beyond the base of a square matrix
     long, beyond = _long_side(short, values[: sizes[-1]], base.values.to(device), frame, cross, own)
     found = {"short": angles.angles_in_frame(short, None, sizes), "long": angles.angles_in_frame(long, beyond, sizes)}
     if not max(float(each[-1]) for side in found.values() for each in side.values()) <= WIDE:
@@ -166,15 +167,9 @@ def _products(
     return cross, square.tril_()
 
 
-def _whole(lower: Tensor) -> Tensor:
-    """Both triangles, float32."""
-    lower = lower.to(torch.float32)
-    return lower + lower.tril(-1).T
-
-
 def _turned(symmetric: Tensor, frame: Tensor) -> Tensor:
     """``V^T S V`` for a symmetric S, both triangles from one."""
-    return _whole(add_lower(torch.zeros_like(symmetric), frame, _product(symmetric, frame)).tril_())
+    return mirrored(add_lower(torch.zeros_like(symmetric), frame, _product(symmetric, frame)))
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -269,5 +264,5 @@ def _long_side(
     long = (before[:, None] * short + through) / values
     if square is None:
         return long, None
-    energy = (vectors.T @ _product(_whole(square), vectors)).to(torch.float64)
+    energy = (vectors.T @ _product(square, vectors)).to(torch.float64)
     return long, (energy - through.T @ through) / values / values[:, None]

@@ -71,8 +71,9 @@ def delta_of(
     basis = short[:, :rank].cpu()
     values = None if products is None else values_of_square(products.square)
     if products is not None and values is not None:
-        square = products.square.cpu().to(torch.float64)
-        image = (basis.T @ products.cross.cpu().to(torch.float64)) / base.values[:rank, None].cpu()
+        basis = basis.to(products.cross.dtype)  # as good as the products themselves: sums are taken in float64
+        square = products.square.cpu().to(basis.dtype)
+        image = (basis.T @ products.cross.cpu()) / base.values[:rank, None].to(basis)
     else:
         seen: list[energy.Inside] = []
 
@@ -82,9 +83,13 @@ def delta_of(
 
         values, square = difference(after, before, holes=holes, device=device, watch=watch)
         image = seen[-1].image.cpu()
-    along = (float(image.square().sum()), energy.through_gram(square, basis))
-    both = float((image @ basis).square().sum())
+    along = (_energy(image), energy.through_gram(square, basis))
+    both = _energy(image @ basis)
     return Delta(values, (along[1], along[0], both) if lying else (*along, both), rank)
+
+
+def _energy(part: Tensor) -> float:
+    return float(part.square().sum(dtype=torch.float64))
 
 
 def difference(

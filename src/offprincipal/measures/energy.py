@@ -7,6 +7,7 @@ two nulls. What it is not: a simulation; both nulls have closed forms (tests che
 import math
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,11 +36,13 @@ class Inside:
 def through_gram(lower: Float[Tensor, "n n"], basis: Float[Tensor, "n k"]) -> float:
     """``||D V||^2`` from the lower triangle of ``D^T D``: the trace of ``V^T (D^T D) V``, no second pass over D.
 
-    >>> import torch
+    The product is in the dtype of both, the sum in float64.
+
     >>> through_gram(torch.tensor([[2.0, 9.0], [1.0, 2.0]]).tril().double(), torch.ones(2, 1).double())
     6.0
     """
-    return float(2 * ((lower @ basis) * basis).sum() - (lower.diagonal() @ basis.square()).sum())
+    whole, diagonal = (lower @ basis) * basis, lower.diagonal()[:, None] * basis.square()
+    return 2 * float(whole.sum(dtype=torch.float64)) - float(diagonal.sum(dtype=torch.float64))
 
 
 def inside(
@@ -49,7 +52,6 @@ def inside(
 
     Divide by ``||D||^2`` for the shares rho_U, rho_V, rho_UV of DEFINITIONS section 3.
 
-    >>> import torch
     >>> eye = torch.eye(2, dtype=torch.float64)
     >>> inside(torch.tensor([[3.0, 1.0], [2.0, 0.0]], dtype=torch.float64), eye[:, :1], eye[:, :1])
     (10.0, 13.0, 9.0)
@@ -112,7 +114,6 @@ def haar(values: Float[Tensor, " n"], shape: tuple[int, int], k: int) -> Moments
     ``sum s_i^2 A_ii``, two-sided ``sum s_i s_j A_ij C_ij`` with A and C independent. Second moments of a zero matrix
     are nan.
 
-    >>> import torch
     >>> haar(torch.tensor([1.0]).double(), (2, 2), 1).left  # one direction: Beta(1/2, 1/2)
     (0.5, 0.3535533905932738)
     """

@@ -48,10 +48,13 @@ def draw(directory: Path, *, figures: Path | None = None) -> Path:
         InputError: the folder is no comparison, is unfinished, or has tables of another schema version.
     """
     need_extra()
+    from altair.utils.schemapi import debug_mode
+
     from offprincipal.report.parts import parts
 
     comparison = read(Path(directory))
-    drawn = parts(comparison)
+    with debug_mode(False):  # altair checks every chart against its schema: the tests do that, at twice the time
+        drawn = parts(comparison)
     out = comparison.directory / "report.html"
     write_file(out, render(comparison, drawn).encode())
     if figures is not None:
