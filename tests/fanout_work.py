@@ -1,5 +1,6 @@
 """Functions that child processes and Ray workers can import; not a test."""
 
+import gc
 import os
 import signal
 import time
@@ -79,3 +80,7 @@ def lose_its_worker_once(item):
         Path(item).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return os.path.basename(item)
+
+
+def collecting(item):
+    return gc.isenabled()

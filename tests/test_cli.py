@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from offprincipal.cli import cli
 
@@ -225,3 +227,28 @@ def test_import_is_light():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "True []"
+
+
+@pytest.mark.parametrize("verb", ["inspect", "report", "compare"])
+def test_what_reads_headers_and_tables_takes_no_torch(verb, tmp_path):
+    """A second for nothing; a comparison leaves the import to its workers."""
+    folders = [str(tmp_path / name) for name in ("base", "tuned")]
+    for value, folder in enumerate(folders):
+        Path(folder).mkdir()
+        weights = {f"model.layers.{i}.mlp.up_proj.weight": torch.full((9, 8), 1.0 + value) for i in range(2)}
+        save_file(weights, f"{folder}/model.safetensors")
+    out = str(tmp_path / "out")
+    done = ["offprincipal", "compare", *folders, "-o", out, "--no-cache"]
+    if verb == "report":
+        subprocess.run([sys.executable, "-m", *done], check=True, capture_output=True, timeout=120)
+    asked = {"inspect": [*done[:1], "inspect", folders[0]], "report": [*done[:1], "report", out], "compare": done}
+    program = (
+        f"import sys; sys.argv = {asked[verb]!r}\n"
+        "from offprincipal import survey\n"
+        "survey.WORTH_PROCESSES = 0\n"
+        "from offprincipal.cli import main\n"
+        "main()\n"
+        "print(sorted({'torch', 'numba'} & set(sys.modules)), file=sys.stderr)"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120).stderr
+    assert told.splitlines()[-1] == "[]", told

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from offprincipal import compare, fanout
 from offprincipal.cli import cli
 from offprincipal.errors import InputError, OffprincipalError, UsageError
-from offprincipal.fanout import _start, engine, here, processes, ray_cluster, shard, warm
+from offprincipal.fanout import ByName, _start, engine, here, processes, ray_cluster, shard, warm
 
 HERE = str(Path(__file__).parent)
 
@@ -297,6 +297,17 @@ class TestStart:
         assert len(servers) == 1
         assert os.getpid() not in servers
         assert len({pid for _, pid, _ in found}) == 4
+
+    def test_children_look_for_garbage_though_their_server_did_not(self, work, forked):
+        assert list(processes(work.collecting, range(2), 2)) == [True, True]
+
+    def test_a_function_by_its_name_is_imported_by_the_server_alone(self, work, forked):
+        found = list(processes(ByName("fanout_work", "lineage"), range(4), 2))
+        assert {importer for importer, _, _ in found} == {parent for _, _, parent in found} - {os.getpid()}
+
+    def test_a_name_that_is_not_there_is_told(self, work):
+        with pytest.raises(AttributeError, match="no_such"):
+            list(processes(ByName("fanout_work", "no_such"), range(2), 2))
 
     def test_spawned_if_nobody_vouches_for_the_module(self, work):
         assert _start.forkable("offprincipal.measurement")

@@ -4,9 +4,9 @@ import torch
 
 from offprincipal.checkpoint import open_checkpoint
 from offprincipal.geometry import Base
-from offprincipal.measurement import Held, Task, content_hash, measure_tensor
+from offprincipal.measurement import Held, content_hash, measure_tensor
 from offprincipal.pairs import pair
-from offprincipal.rows import Settings
+from offprincipal.task import Settings, Task
 
 
 def test_content_hash_depends_on_bytes_shape_and_dtype():

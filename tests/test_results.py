@@ -6,8 +6,8 @@ import pytest
 
 from offprincipal import InputError, UsageError, compare
 from offprincipal.results import FILES
-from offprincipal.rows import Settings
 from offprincipal.survey import measure_shard, plan
+from offprincipal.task import Settings
 
 
 def test_content_hashes_see_the_weights_and_not_the_sharding(checkpoint, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from offprincipal import rows
+from offprincipal import rows, schema
 from offprincipal.checkpoint import open_checkpoint
 from offprincipal.measures import bits
 from offprincipal.measures.masks import ALPHAS
@@ -19,7 +19,7 @@ def measured(checkpoint):
 
 def test_every_column_is_in_the_schema(measured):
     for _, _, _, found in measured.values():
-        assert set(found.columns) <= set(rows.SCHEMA.names)
+        assert set(found.columns) <= set(schema.SCHEMA.names)
 
 
 def test_curves_add_up_to_the_counts(measured):

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from offprincipal import tables
-from offprincipal.rows import SCHEMA
+from offprincipal.schema import SCHEMA
 
 
 def row(**columns: object) -> dict:

@@ -14,45 +14,14 @@ import torch
 import xxhash
 from torch import Tensor
 
-from offprincipal.across import Together
 from offprincipal.factors import FactorCache
 from offprincipal.geometry import Base, Curve
 from offprincipal.measures.bits import changed
 from offprincipal.measures.picture import cells
-from offprincipal.pairs import Pair, Part
-from offprincipal.rows import Settings, measure, one_thread
-
-
-@dataclass(frozen=True)
-class Task:
-    """One tensor and, for each run that has it, where base and tuned values lie. Small and picklable.
-
-    Attributes:
-        name: canonical name of the tensor.
-        pairs: label and pair of each run that has the tensor.
-        settings: what is measured and how.
-        runs: labels of all runs of the comparison, in order.
-        picture: also keep a small picture of its masks for the report.
-    """
-
-    name: str
-    pairs: tuple[tuple[str, Pair], ...]
-    settings: Settings
-    runs: tuple[str, ...] = ()
-    picture: bool = False
-
-    @property
-    def steps(self) -> tuple[float, ...] | None:
-        """The step numbers of the runs that have this tensor, when they are steps of one run."""
-        every = self.settings.steps
-        return None if every is None else tuple(every[self.runs.index(label)] for label, _ in self.pairs)
-
-    @property
-    def cost(self) -> float:
-        """Work in no particular unit: every weight once per run, times the short side where a matrix is factored."""
-        pair = self.pairs[0][1]
-        factored = self.settings.geometry and pair.place.linear
-        return float(pair.count * len(self.pairs) * (1 + (min(pair.shape) if factored else 0)))
+from offprincipal.pairs import Part
+from offprincipal.rows import measure, one_thread
+from offprincipal.task import Task
+from offprincipal.together import Together
 
 
 @dataclass
@@ -114,7 +83,7 @@ def _pictures(before: Tensor, after: Tensor, base: Base) -> list[Curve]:
     """The update mask and the principal mask as densities per cell; x is the cell's number, row after row."""
     principal = base.levels.principal()[base.levels.level.to(torch.int64)].reshape(before.shape)
     masks = {"mask_update": changed(before, after), "mask_principal": principal}
-    flat = {name: cells(mask).flatten().numpy() for name, mask in masks.items()}
+    flat = {name: cells(mask).flatten() for name, mask in masks.items()}
     return [(name, np.arange(len(values), dtype=np.float64), values) for name, values in flat.items()]
 
 

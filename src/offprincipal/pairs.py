@@ -3,16 +3,20 @@
 Every tensor of either side ends as paired, as unpaired with a reason, or in an error. Nothing is dropped silently.
 """
 
+from __future__ import annotations
+
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from offprincipal.checkpoint import Checkpoint, Source
+from offprincipal.checkpoint import DTYPES, Checkpoint, Source
 from offprincipal.errors import InputError
 from offprincipal.names import Cut, Piece, Place, canonical, family_of, is_buffer, is_tied, locate
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,7 @@ class Part:
     @property
     def nbytes(self) -> int:
         """Bytes of the part in its stored dtype."""
-        size = self.source.info.torch_dtype.itemsize
-        for axis in self.shape:
-            size *= axis
-        return size
+        return math.prod(self.shape) * DTYPES[self.source.info.dtype].itemsize
 
     def load(self) -> Tensor:
         """The canonical tensor, contiguous, in the stored dtype."""
@@ -65,17 +66,17 @@ class Pair:
     @property
     def base_dtype(self) -> str:
         """Torch's name of the base's stored dtype, ``"bfloat16"``."""
-        return str(self.base.source.info.torch_dtype).removeprefix("torch.")
+        return DTYPES[self.base.source.info.dtype].name
 
     @property
     def tuned_dtype(self) -> str:
         """Torch's name of the tuned side's stored dtype."""
-        return str(self.tuned.source.info.torch_dtype).removeprefix("torch.")
+        return DTYPES[self.tuned.source.info.dtype].name
 
     @property
     def count(self) -> int:
         """Elements of one side."""
-        return self.base.nbytes // self.base.source.info.torch_dtype.itemsize
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:

@@ -20,11 +20,11 @@ from offprincipal.across import consensus_summary, trajectory_summary
 from offprincipal.across import table as across_table
 from offprincipal.checkpoint import Checkpoint
 from offprincipal.errors import InputError
-from offprincipal.measurement import Task
 from offprincipal.measures.picture import grid
 from offprincipal.pairs import Plan
-from offprincipal.rows import CURVES, SCHEMA, Settings
+from offprincipal.schema import CURVES, SCHEMA
 from offprincipal.store import SCHEMA_VERSION, Store, explained, write_file
+from offprincipal.task import Settings, Task
 
 ACROSS = ("consensus", "pairs", "steps", "paths")
 """Tables of several runs: one row per tensor, per tensor and pair of runs, per tensor and step, per tensor."""

@@ -17,15 +17,17 @@ from typing import Any
 from offprincipal.across import steps_of
 from offprincipal.checkpoint import Checkpoint, open_checkpoint
 from offprincipal.errors import CheckFailed, UsageError
-from offprincipal.fanout import Engine, here, processes, shard, threads, usual_jobs
-from offprincipal.measurement import Task, measure_tensor
+from offprincipal.fanout import ByName, Engine, here, processes, shard, threads, usual_jobs
 from offprincipal.pairs import Plan, pair
 from offprincipal.results import Comparison, write_results
-from offprincipal.rows import Settings, one_thread
 from offprincipal.store import Store
+from offprincipal.task import Settings, Task
 
 WORTH_PROCESSES = 1e10
 """Work (`Task.cost`) above which processes are started: a few seconds of it (*ours*, measured)."""
+
+MEASURE = ByName("offprincipal.measurement", "measure_tensor")
+"""What is done with each task. Planning imports no torch; workers have it long before a plan is made."""
 
 Progress = Callable[[int, int, str], None]
 """Called after each tensor with how many are done, how many there are, and the name of this one."""
@@ -239,6 +241,8 @@ def on_this_machine(function: Callable[[Any], Any], items: Iterable[Any]) -> Ite
 
 def _one_thread_each(results: Iterator[Any]) -> Iterator[Any]:
     """Hold torch to one thread while results come in: the cores are filled by tensors."""
+    from offprincipal.rows import one_thread
+
     with one_thread():
         yield from results
 
@@ -249,7 +253,7 @@ def measure_missing(tasks: Sequence[Task], store: Store, engine: Engine, progres
     done = len(tasks) - len(todo)
     if progress:
         progress(done, len(tasks), "")
-    for name, part in engine(measure_tensor, sorted(todo, key=lambda task: (-task.cost, task.name))):
+    for name, part in engine(MEASURE, sorted(todo, key=lambda task: (-task.cost, task.name))):
         store.add(name, part)
         done += 1
         if progress:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from offprincipal.measures.angles import GRID
-from offprincipal.measures.nulls import z_score
+from offprincipal.measures.excess import z_score
 from offprincipal.measures.seeds import numpy_generator
+from offprincipal.measures.sizes import GRID
 
 MASKS = ("low", "principal", "principal_high", "safe")
 """The masks that overlaps are reported with, in this order."""

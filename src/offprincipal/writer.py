@@ -29,7 +29,7 @@ SHARD_BYTES = 5_000_000_000
 JOB = "offprincipal.job"
 """The metadata entry that says which job wrote a shard."""
 
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_CODES = {getattr(torch, dtype.name): code for code, dtype in DTYPES.items()}
 _log = logging.getLogger(__name__)
 
 

@@ -9,6 +9,7 @@ import torch
 from tests.literal import joint
 
 from offprincipal.measures import bits, nulls
+from offprincipal.measures.excess import z_score
 from offprincipal.measures.seeds import numpy_generator, torch_generator
 from offprincipal.measures.sweep import sweep
 
@@ -110,7 +111,7 @@ def test_rounding_null_of_a_real_gaussian_update_finds_no_excess():
     mean, variance = drawn.share(ones)
     observed = float((counts.code_changed * ones / counts.code_total.clamp(min=1)).sum() / counts.changed)
     assert mean > 0.7
-    assert abs(nulls.z_score(observed, mean, variance)) < 4
+    assert abs(z_score(observed, mean, variance)) < 4
 
 
 def test_draws_depend_on_the_name_and_not_on_the_order():
@@ -130,9 +131,9 @@ def test_rounding_null_of_no_change_is_undefined():
 
 
 def test_z_score_edges():
-    assert nulls.z_score(2.0, 2.0, 0.0) == 0.0
-    assert nulls.z_score(3.0, 2.0, 0.0) == math.inf
-    assert nulls.z_score(1.0, 2.0, 0.0) == -math.inf
+    assert z_score(2.0, 2.0, 0.0) == 0.0
+    assert z_score(3.0, 2.0, 0.0) == math.inf
+    assert z_score(1.0, 2.0, 0.0) == -math.inf
 
 
 def test_bernoulli_baseline_of_table_2():

@@ -5,19 +5,21 @@ and refused with the reason: every other method, and the options of LoRA that ch
 another way (see ``_REFUSED`` and ``_INITS``).
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from offprincipal.checkpoint._header import TensorInfo
 from offprincipal.checkpoint._source import Source, Stored, read_whole
 from offprincipal.errors import InputError
 from offprincipal.names import canonical, family_of, is_tied
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 """Initialisations that leave the base as it is. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA move part of it into B A."""
@@ -73,6 +75,8 @@ class Adapted:
 
     def rows(self, runs: Sequence[tuple[int, int]]) -> Tensor:
         """The rows of each half-open run of base + scaling * B A, float32."""
+        import torch
+
         a, b = read_whole(self.update.a).float(), read_whole(self.update.b).float()
         left, right = (a.T, b.T) if self.update.transposed else (b, a)
         picked = torch.cat([left[start:stop] for start, stop in runs])

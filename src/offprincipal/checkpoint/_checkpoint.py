@@ -1,5 +1,7 @@
 """The record of an opened checkpoint."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -7,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from offprincipal.checkpoint._header import TensorInfo
 from offprincipal.checkpoint._source import HUB_SCHEME, Source, read_whole
 from offprincipal.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from offprincipal.checkpoint._checkpoint import Checkpoint
+from offprincipal.checkpoint._header import DTYPES
 from offprincipal.names import canonical, family_of, flat, is_buffer, is_tied, locate
 
 
@@ -82,7 +83,7 @@ def describe(checkpoint: Checkpoint) -> Description:
     rows, kinds = [], []
     for source in checkpoint.sources.values():
         info = source.info
-        size = info.torch_dtype.itemsize
+        size = DTYPES[info.dtype].itemsize
         pieces = locate(info.name, info.shape, checkpoint.config)
         constant = is_buffer(canonical(info.name, family_of(checkpoint.config))) or not info.is_float
         names = ["buffer"] if constant else list(dict.fromkeys(piece.place.kind for piece in pieces))

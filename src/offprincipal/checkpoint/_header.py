@@ -4,42 +4,53 @@ The rules are those of the format (https://huggingface.co/docs/safetensors, "For
 length, a JSON object, then a buffer that the tensors cover completely, without holes and without overlap.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from offprincipal.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 LARGEST_SIZE = 2**63 - 1  # torch counts elements in int64
 MOST_AXES = 64  # torch's own limit
 
-FLOATS: Mapping[str, torch.dtype] = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
+
+class Dtype(NamedTuple):
+    """A type of the format: what torch calls it, and bytes per element. Headers are read without torch."""
+
+    name: str
+    itemsize: int
+
+
+FLOATS: Mapping[str, Dtype] = {
+    "BF16": Dtype("bfloat16", 2),
+    "F16": Dtype("float16", 2),
+    "F32": Dtype("float32", 4),
+    "F64": Dtype("float64", 8),
+    "F8_E4M3": Dtype("float8_e4m3fn", 1),
+    "F8_E5M2": Dtype("float8_e5m2", 1),
 }
-DTYPES: Mapping[str, torch.dtype] = {
+DTYPES: Mapping[str, Dtype] = {
     **FLOATS,
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "C64": torch.complex64,
+    "BOOL": Dtype("bool", 1),
+    "U8": Dtype("uint8", 1),
+    "I8": Dtype("int8", 1),
+    "U16": Dtype("uint16", 2),
+    "I16": Dtype("int16", 2),
+    "U32": Dtype("uint32", 4),
+    "I32": Dtype("int32", 4),
+    "U64": Dtype("uint64", 8),
+    "I64": Dtype("int64", 8),
+    "C64": Dtype("complex64", 8),
 }
 
 
@@ -64,7 +75,9 @@ class TensorInfo:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The same type as torch knows it."""
-        return DTYPES[self.dtype]
+        import torch
+
+        return getattr(torch, DTYPES[self.dtype].name)
 
     @property
     def count(self) -> int:
@@ -74,7 +87,7 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """The bytes of the tensor once read: elements times element size."""
-        return self.count * self.torch_dtype.itemsize
+        return self.count * DTYPES[self.dtype].itemsize
 
     @property
     def is_float(self) -> bool:

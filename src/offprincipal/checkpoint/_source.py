@@ -1,16 +1,19 @@
 """Where the bytes of one tensor come from. Small and picklable, so that a worker process can read on its own."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from offprincipal.checkpoint._header import TensorInfo
 from offprincipal.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HUB_SCHEME = "hf://"
 
@@ -54,6 +57,8 @@ class Stored:
         Raises:
             InputError: the file has gone, or is shorter than its header says.
         """
+        import torch
+
         columns = columns_of(self.info.shape)
         width = columns * self.info.torch_dtype.itemsize
         wanted = sum(stop - start for start, stop in runs)

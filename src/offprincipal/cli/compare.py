@@ -4,6 +4,7 @@ import shlex
 import sys
 import threading
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,18 @@ def compare(
     """
     from offprincipal import fanout
 
-    if options["geometry"] and options["device"] == "cpu" and engine == "processes":
-        fanout.warm("offprincipal.measurement", jobs)  # workers' imports, beside those of the next line
-
+    report = report and num_shards is None
+    workers = engine == "processes" and options["geometry"] and options["device"] == "cpu"
+    if workers:
+        fanout.warm("offprincipal.measurement", jobs)  # their imports take a second, which ours fill
+        if report:
+            _import_what_draws()
     with uncollected():
         from offprincipal import survey
         from offprincipal.terminal import notes, print_comparison, progress_bar
+
+        if engine == "processes" and not workers:
+            import_module(survey.MEASURE.module)
 
     if engine == "ray":
         where = fanout.engine("ray", gpus_per_task=1 if options["device"] == "cuda" else 0)
@@ -96,7 +103,7 @@ def compare(
             left = _one_shard(base, tuned, out, (num_shards, shard_index), where, progress, options)
             notes.print(f"shard {shard_index} of {num_shards} is done; {left} tensors of the whole are missing")
             return
-        if report:
+        if report and not workers:
             progress = _importing_what_draws(progress)
         command = shlex.join(["offprincipal", *sys.argv[1:]])
         result = survey.compare(
@@ -127,10 +134,11 @@ def _import_what_draws() -> None:
     with uncollected(), suppress(UsageError):  # what is missing is said when it is time to draw
         import pyarrow
 
-        from offprincipal.report.page import need_extra
+        from offprincipal.report.page import need_extra, template
 
         pyarrow.array([0])  # its first conversion imports pandas, where there is pandas
         need_extra()
+        template()
         from offprincipal.report import parts  # noqa: F401
 
 
@@ -138,7 +146,7 @@ def _one_shard(
     base: str, tuned: tuple[str, ...], out: Path, share: tuple[int, int], where: Any, progress: Any, options: Any
 ) -> int:
     from offprincipal import survey
-    from offprincipal.rows import Settings
+    from offprincipal.task import Settings
 
     settings = Settings(**{name: options[name] for name in ("seed", "geometry", "device", "cache")})
     planned = survey.plan(

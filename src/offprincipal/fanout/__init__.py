@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from offprincipal.errors import UsageError
-from offprincipal.fanout._attempt import name_of
+from offprincipal.fanout._attempt import ByName, name_of
 from offprincipal.fanout._processes import over_processes
 from offprincipal.fanout._ray import over_ray, submitter_of
 from offprincipal.fanout._shard import deal, shard
@@ -20,6 +20,7 @@ from offprincipal.fanout._start import usual_jobs, warm
 
 __all__ = [
     "ENGINES",
+    "ByName",
     "Engine",
     "deal",
     "engine",

@@ -3,10 +3,32 @@
 import pickle
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from offprincipal.errors import OffprincipalError
+
+
+@dataclass(frozen=True)
+class ByName:
+    """A function by its name: whoever hands out work need not import what the work needs.
+
+    Attributes:
+        module: where it lives; imported by the first call, and before any call by a fork server.
+        name: what it is called there.
+
+    >>> ByName("math", "sqrt")(4)
+    2.0
+    """
+
+    module: str
+    name: str
+
+    def __call__(self, item: Any) -> Any:
+        """Call it."""
+        return getattr(import_module(self.module), self.name)(item)
 
 
 def name_of(item: object) -> str:

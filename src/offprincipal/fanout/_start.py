@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_all_start_methods, resource_tracker, set_forkserver_preload
 
+from offprincipal.fanout._attempt import ByName
+
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 """What torch, its linear algebra, numpy's and numba read at import to size their thread pools."""
 
@@ -57,11 +59,13 @@ def usual_jobs() -> int:
 def module_of(function: Callable) -> str:
     """The module that a child imports to get this function; empty if there is no telling.
 
-    >>> module_of(partial(partial(print, "a"), "b"))
-    'builtins'
+    >>> module_of(partial(partial(print, "a"), "b")), module_of(ByName("math", "sqrt"))
+    ('builtins', 'math')
     """
     while isinstance(function, partial):
         function = function.func
+    if isinstance(function, ByName):
+        return function.module
     return getattr(function, "__module__", None) or ""
 
 

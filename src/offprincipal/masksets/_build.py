@@ -19,7 +19,8 @@ from offprincipal.masksets._rules import FACTORED, Rule, choose, rule_of
 from offprincipal.measurement import content_hash
 from offprincipal.names import Cut
 from offprincipal.pairs import Pair, Part, Plan, pair
-from offprincipal.rows import Settings, one_thread
+from offprincipal.rows import one_thread
+from offprincipal.task import Settings
 
 Progress = Callable[[int, int, str], None]
 

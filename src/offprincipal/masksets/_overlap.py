@@ -17,6 +17,7 @@ from offprincipal.masksets._layout import take
 from offprincipal.masksets._maskset import MaskSet
 from offprincipal.measures import masks, nulls
 from offprincipal.measures.consensus import RunPair
+from offprincipal.measures.excess import z_score
 from offprincipal.measures.levels import cross
 from offprincipal.measures.seeds import numpy_generator
 from offprincipal.names import Piece
@@ -122,7 +123,7 @@ def row(piece: Piece, a: Tensor, b: Tensor, weight: Tensor | None, seed: int) ->
         share, spread = drawn.share(of_a)
         found |= {"matched": expected, "matched_var": variance, "rounding": share * in_b,
                   "rounding_var": spread * in_b**2,
-                  "excess_z": nulls.z_score(float(both), expected, variance)}  # fmt: skip
+                  "excess_z": z_score(float(both), expected, variance)}  # fmt: skip
     pair = RunPair(0, 1, entries, in_a, in_b, both, chance, expected, variance)
     found |= {"either": pair.either, "jaccard": pair.jaccard, "jaccard_bernoulli": pair.jaccard_bernoulli}
     return found | ({} if weight is None else {"jaccard_matched": pair.jaccard_matched.mean})
@@ -144,7 +145,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], matched: bool) -> dict[str, Any
     found |= {key: _mean(union, key) for key in keys}
     if matched:
         sums = [sum(each[key] for each in union) for key in ("both", "matched", "matched_var")]
-        found["jaccard_excess_z"] = nulls.z_score(float(sums[0]), sums[1], sums[2])
+        found["jaccard_excess_z"] = z_score(float(sums[0]), sums[1], sums[2])
     found["jaccard_pooled"] = total["both"] / total["either"] if total["either"] else None
     return found
 

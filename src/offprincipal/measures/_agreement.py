@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from offprincipal.measures.nulls import bernoulli_jaccard, z_score
+from offprincipal.measures.excess import z_score
+from offprincipal.measures.nulls import bernoulli_jaccard
 from offprincipal.measures.stripes import Heads, Null, Stripes
 
 POINTS = 512

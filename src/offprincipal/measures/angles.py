@@ -18,9 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offprincipal.measures._gram import EPS
-
-GRID = (16, 64, 128, 512)
-"""Sizes of the subspaces (*ours*: PNT states no k; arXiv 2606.07082 uses 512)."""
+from offprincipal.measures.sizes import GRID as GRID
+from offprincipal.measures.sizes import grid as grid
 
 ACCURACY = 1e-7
 """Promised accuracy in radians wherever the gap allows."""
@@ -31,15 +30,6 @@ an angle by d over itself: bases orthonormal to 1e-12 leave 5e-8 rad here, half 
 
 NOISE = 8
 """Rounding turns eigenvectors as if the Gram matrix were off by this many ``eps s_1^2`` (*ours*; 1 to 4 measured)."""
-
-
-def grid(shape: tuple[int, int]) -> tuple[int, ...]:
-    """The sizes of `GRID` that are at most half the short side.
-
-    >>> grid((300, 1000))
-    (16, 64, 128)
-    """
-    return tuple(k for k in GRID if 2 * k <= min(shape))
 
 
 def principal_angles(before: Float[Tensor, "n k"], after: Float[Tensor, "n k"]) -> Float[Tensor, " k"]:

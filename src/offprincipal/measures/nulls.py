@@ -74,18 +74,6 @@ def magnitude(n: Counts, m: Counts) -> Magnitude:
     return Magnitude(codes, *(counts.numpy()[codes].astype(np.float64) for counts in (n, m)))
 
 
-def z_score(observed: float, expected: float, variance: float) -> float:
-    """(observed - expected) / sd; zero when both the excess and the variance vanish, infinite when only the latter.
-
-    >>> z_score(3.0, 1.0, 4.0)
-    1.0
-    """
-    excess = observed - expected
-    if variance <= 0:
-        return 0.0 if abs(excess) < 1e-9 * max(1.0, abs(expected)) else math.copysign(math.inf, excess)
-    return excess / math.sqrt(variance)
-
-
 def visible_probability(scale: float) -> Float[Tensor, " codes"]:
     """P(a Gaussian step of standard deviation `scale` is visible in bfloat16), per magnitude code of the weight.
 

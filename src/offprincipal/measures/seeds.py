@@ -4,10 +4,15 @@ Each random step gets its own generator from a hash of the seed and of words tha
 name). So serial, parallel, resumed and sharded runs draw the same numbers. The global generators are never touched.
 """
 
+from __future__ import annotations
+
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def stream(seed: int, *words: str) -> int:
@@ -34,7 +39,10 @@ def numpy_generator(seed: int, *words: str) -> np.random.Generator:
 def torch_generator(seed: int, *words: str, device: str | torch.device = "cpu") -> torch.Generator:
     """A torch generator for the step that the words name, on the given device.
 
+    >>> import torch
     >>> torch.equal(torch.rand(3, generator=torch_generator(0, "a")), torch.rand(3, generator=torch_generator(0, "a")))
     True
     """
+    import torch
+
     return torch.Generator(device).manual_seed(stream(seed, *words))

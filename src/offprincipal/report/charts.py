@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
+from altair.utils import schemapi
 
 from offprincipal.report import cells as reduce
 from offprincipal.report.palette import DIVERGING, RUNS, SEQUENTIAL, config
@@ -20,8 +21,8 @@ LEFT = 46  # pixels that the labels left of a heatmap take, the same in every on
 
 
 def finished(chart: alt.TopLevelMixin, rows: Sequence[Any], **usermeta: Any) -> Spec:
-    """The chart as a dict with its rows, the shared config and the page's hints."""
-    spec = chart.to_dict()
+    """The chart as a dict with its rows, the shared config and the page's hints; valid where altair checks at all."""
+    spec = chart.to_dict(validate=schemapi.DEBUG_MODE)
     spec.pop("config", None)
     usermeta.setdefault("letters", 8)
     spec |= {"datasets": {"rows": list(rows)}, "config": config(), "usermeta": usermeta}

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from offprincipal import tables
-from offprincipal.measures.angles import GRID
+from offprincipal.measures.sizes import GRID
 from offprincipal.report.reading import Rows
 
 MASKS = {

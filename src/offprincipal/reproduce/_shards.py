@@ -8,8 +8,8 @@ from typing import Any
 
 from offprincipal.checkpoint import HUB_SCHEME
 from offprincipal.errors import InputError
-from offprincipal.measurement import Task
 from offprincipal.store import explained, write_file
+from offprincipal.task import Task
 
 
 class Shards:
