@@ -1,8 +1,9 @@
-"""Whole commands side by side on one pair of 218 M parameters: ours without and with geometry, and modeldelta.
+"""Whole commands side by side on one pair of 218 M parameters: ours without and with geometry, modeldelta, a script.
 
 Each command runs as a fresh process, interleaved, so that a busy machine hurts all of them; medians of wall time and
 peak memory (of the largest process; workers add up to more). modeldelta is not a dependency: install it
-beside the project (`pip install modeldelta==0.4.4`) or its row is left out.
+beside the project (`pip install modeldelta==0.4.4`) or its row is left out. The script (`benchmarks/script.py`) runs
+twice: over every matrix, as a person would write it, and over those alone that ours factorises.
 """
 
 import argparse
@@ -65,6 +66,9 @@ def commands(work: Path, out: Path) -> dict[str, list[str]]:
         "all geometry, 4 blocks, second, base found": [*OURS, base4, second, "-o"],
         "all geometry, 16 blocks, no cache": [*OURS, base16, run16, "--no-cache", "-o"],
     }
+    script = [sys.executable, str(Path(__file__).with_name("script.py")), base4, run4]
+    chosen["float32 script, 4 blocks, every matrix"] = script
+    chosen["float32 script, 4 blocks, no embedding"] = [*script, "--blocks-only"]
     tool = shutil.which("modeldelta", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     if tool:
         chosen["modeldelta 0.4.4, 4 blocks"] = [tool, base4, run4, "-q", "-o", str(out / "modeldelta.json")]
@@ -75,13 +79,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "offprincipal-benchmark")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", default="", help="only the commands whose name contains this, and modeldelta")
+    parser.add_argument("--only", default="", help="only commands whose name contains one of these, divided by |")
     choice = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         named = {
             name: command
             for name, command in commands(choice.work, Path(scratch)).items()
-            if choice.only in name or name.startswith("modeldelta")
+            if any(part in name for part in choice.only.split("|"))
         }
         results: dict[str, list[tuple[float, float]]] = {name: [] for name in named}
         for i in range(choice.repeats + 1):  # the first round warms the file cache and compiles
@@ -108,12 +112,17 @@ def report(results: dict[str, list[tuple[float, float]]], repeats: int) -> None:
         table.add_row(name, f"{median:.2f}", span, f"{statistics.median(peaks):.0f}", ratio)
     console = Console(width=120)
     console.print(table)
-    first, second = (
-        next((runs for name, runs in results.items() if word in name), []) for word in ("first", "second")
-    )
-    if first and second:
-        ratio = statistics.median(b[0] / a[0] for a, b in zip(first, second, strict=True))
-        console.print(f"second over first: {ratio:.2f}")
+    for ours, other in (
+        ("second, base found", "first, base kept"),
+        ("4 blocks, no cache", "modeldelta"),
+        ("4 blocks, no cache", "every matrix"),
+        ("4 blocks, no cache", "no embedding"),
+    ):
+        pair = [runs for word in (ours, other) for name, runs in results.items() if word in name]
+        if len(pair) == 2:
+            ratios = sorted(a[0] / b[0] for a, b in zip(*pair, strict=True))
+            span = f"({ratios[0]:.2f} - {ratios[-1]:.2f})"
+            console.print(f"{ours} / {other}: {statistics.median(ratios):.3f} {span}, round by round")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Run: python benchmarks/geometry.py [--repeats 3] [--skip-script]. Three parts, interleaved per repeat, medians printed:
 
-* the script: two float32 ``torch.linalg.svd`` per matrix and elementwise torch, all threads, no angles, no masks;
+* the script (`benchmarks/script.py`): two float32 ``torch.linalg.svd`` per matrix, all threads;
 * ours: `geometry.measure` on every matrix, one process per core with one thread each as `compare` starts them, first
   with an empty cache of base factors, then another tuned side with a full one;
 * stages of the two large shapes on one thread, with flops counted on paper, against the rate that a float64 (or
@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from script import script
 
 from offprincipal import geometry
 from offprincipal.factors import FactorCache, fingerprint
@@ -41,19 +42,6 @@ def weights(name: str, step: float, seed: int) -> tuple[torch.Tensor, torch.Tens
     base = (torch.randn(out, into, generator=generator) * 0.02 + low).bfloat16()
     noise = torch.randn(out, into, generator=torch.Generator().manual_seed(1000 + seed))
     return base, (base.float() + step * noise).bfloat16()
-
-
-def script(base: torch.Tensor, tuned: torch.Tensor) -> None:
-    """What a person would write first: float32, one svd per side, a few elementwise numbers."""
-    before, after = base.float(), tuned.float()
-    u0, s0, v0 = torch.linalg.svd(before, full_matrices=False)
-    _, s1, _ = torch.linalg.svd(after, full_matrices=False)
-    float((s1 - s0).norm() / s0.norm())
-    changed = base != tuned
-    principal = ((u0[:, :64] * s0[:64]) @ v0[:64]).abs().flatten()
-    order = principal.kthvalue(principal.numel() // 2).values
-    float((changed.flatten() & (principal > order)).sum() / changed.sum())
-    float((after - before).norm())
 
 
 def one(job: tuple[str, int, str]) -> float:

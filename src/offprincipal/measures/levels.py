@@ -88,16 +88,22 @@ class _Scores:
 
     def __init__(self, shape: tuple[int, int], factors: Factors) -> None:
         self.factors, self.done = factors, 0
-        self.right = factors.right.cpu().contiguous()
-        left = factors.left.cpu()
-        self.left = left * factors.values[: left.shape[1]].cpu()
-        self.rough = (self.left.to(torch.float32), self.right.to(torch.float32))
+        left, right = factors.left.cpu().contiguous(), factors.right.cpu().contiguous()
+        if shape[0] < shape[1]:  # the values go to the shorter of the two
+            left = left * factors.values[: left.shape[1]].cpu()
+        else:
+            right = right * factors.values[: right.shape[1]].cpu()
+        self.left, self.right = left, right
+        self.rough = (left.to(torch.float32), right.to(torch.float32))
+        self.squares = [torch.zeros(size) for size in shape]  # of the rows, so far
         self.score = torch.zeros(shape, dtype=torch.float32)
 
     def mark(self, rank: int, sizes: list[int], shift: int, found: np.ndarray) -> int:
         """Mark the masks of these sizes at a rank not below the last one; returns the ties at the last size."""
         (left, right), part = self.rough, slice(self.done, rank)
         self.score.addmm_(left[:, part], right[:, part].T)
+        for squares, each in zip(self.squares, self.rough, strict=True):
+            squares += torch.linalg.vector_norm(each[:, part], dim=1).square()
         self.done = rank
         error, slack = self._error(rank), _slack(self.factors, rank)
         if 0 < error < 1e15 and slack < 1e15:
@@ -109,9 +115,12 @@ class _Scores:
         return score.size if math.isinf(slack) else int(_mask_pass.count_near(score, threshold, slack))
 
     def _error(self, rank: int) -> float:
-        """Bound of the error of a float32 score: ``(r + 8) 2^-24`` times the longest rows (Higham 2002, 3.5)."""
-        longest = [float(each[:, :rank].square().sum(1).max().sqrt()) for each in (self.left, self.right)]
-        return (rank + 8) * 2.0**-24 * longest[0] * longest[1]
+        """Bound of the error of a float32 score: ``(r + 9) 2^-24`` times the longest rows (Higham 2002, 3.5).
+
+        One of the nine is for the lengths themselves, which are in float32 too.
+        """
+        longest = [math.sqrt(float(each.max())) for each in self.squares]
+        return (rank + 9) * 2.0**-24 * longest[0] * longest[1]
 
     def _exact(self, where: np.ndarray) -> np.ndarray:
         values = np.empty(where.size)
