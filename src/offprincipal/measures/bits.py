@@ -30,7 +30,12 @@ def code(weight: Shaped[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     >>> code(torch.tensor([1.0, -1.0])).tolist()
     [16256, 49024]
     """
-    return weight.to(torch.bfloat16).view(torch.int16).to(torch.int32) & 0xFFFF
+    return _stored(weight).to(torch.int32) & 0xFFFF
+
+
+def _stored(weight: Tensor) -> Tensor:
+    """The bits as int16: half the bytes of a code, enough to compare and to mask."""
+    return weight.to(torch.bfloat16).view(torch.int16)
 
 
 def magnitude_code(weight: Shaped[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
@@ -39,7 +44,7 @@ def magnitude_code(weight: Shaped[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     >>> magnitude_code(torch.tensor([0.0, -1.0, 2.0])).tolist()
     [0, 16256, 16384]
     """
-    return code(weight) & 0x7FFF
+    return (_stored(weight) & 0x7FFF).to(torch.int32)
 
 
 def flat_codes(weight: Tensor) -> np.ndarray:
@@ -84,7 +89,7 @@ def changed(before: Shaped[Tensor, "*shape"], after: Shaped[Tensor, "*shape"]) -
     >>> changed(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([1.001, -0.0, 1.01])).tolist()
     [False, False, True]
     """
-    left, right = code(before), code(after)
+    left, right = _stored(before), _stored(after)
     return (left != right) & (((left | right) & 0x7FFF) != 0)
 
 
