@@ -91,8 +91,7 @@ def carry(
         return None
     cross, square = _products(before, after, holes, device)
     frame, squares = base.frame.to(device), base.values.to(device).square()
-    within = mirrored(square.to(torch.float32, copy=True))
-    moved = _turned(cross.T.contiguous().add_(cross).add_(within), frame)
+    moved = _turned(cross.T.contiguous().add_(cross).add_(_whole(square)), frame)
     values = _values(squares, moved)
     rounding = moved.square().mean(dim=1).sqrt() * PRODUCT
     if any(not float(rounding[k - 1]) <= angles.ACCURACY * _room(squares, k) for k in sizes):
@@ -106,7 +105,7 @@ def carry(
         basis = torch.linalg.qr(frame.to(torch.float64) @ end).Q
         small = spectrum.values_of_image(spectrum.images(after, [basis], holes=holes, device=device)[0])
         values[-tail:] = small.clamp(max=float(values[-tail - 1]))
-    own = None if before.shape[0] == before.shape[1] else within  # nothing lies beyond the base of a square matrix
+    own = None if before.shape[0] == before.shape[1] else square  # nothing lies beyond the base of a square matrix
     long, beyond = _long_side(short, values[: sizes[-1]], base.values.to(device), frame, cross, own)
     found = {"short": angles.angles_in_frame(short, None, sizes), "long": angles.angles_in_frame(long, beyond, sizes)}
     if not max(float(each[-1]) for side in found.values() for each in side.values()) <= WIDE:
@@ -165,6 +164,11 @@ def _products(
         own = step.to(square.dtype)
         add_lower(square, own, own)
     return cross, square.tril_()
+
+
+def _whole(lower: Tensor) -> Tensor:
+    """Both triangles, float32, in memory of their own."""
+    return mirrored(lower.to(torch.float32, copy=True))
 
 
 def _turned(symmetric: Tensor, frame: Tensor) -> Tensor:
@@ -264,5 +268,5 @@ def _long_side(
     long = (before[:, None] * short + through) / values
     if square is None:
         return long, None
-    energy = (vectors.T @ _product(square, vectors)).to(torch.float64)
+    energy = (vectors.T @ _product(_whole(square), vectors)).to(torch.float64)
     return long, (energy - through.T @ through) / values / values[:, None]
