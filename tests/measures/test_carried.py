@@ -71,7 +71,7 @@ def test_products_of_the_step_are_those_of_the_difference():
     assert found is not None
     assert found.products is not None
     delta = after.double() - before.double()
-    assert torch.allclose(found.products.cross.double(), before.double().T @ delta, rtol=1e-5, atol=1e-9)
+    assert torch.allclose(found.products.cross.double(), delta.T @ before.double(), rtol=1e-5, atol=1e-9)
     assert torch.allclose(found.products.square.double(), (delta.T @ delta).tril(), rtol=1e-5, atol=1e-12)
     carried_delta, measured = (delta_of(before, after, factors, each) for each in (found.products, None))
     assert torch.allclose(carried_delta.values, measured.values, rtol=1e-6)

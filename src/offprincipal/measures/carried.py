@@ -22,8 +22,9 @@ from torch import Tensor
 
 from offprincipal.measures import angles, spectrum
 from offprincipal.measures._gram import add_lower, mirrored
-from offprincipal.measures._slices import slices, tall
-from offprincipal.measures.delta import Products, quick
+from offprincipal.measures._products import DEPTH, step_products
+from offprincipal.measures._slices import tall
+from offprincipal.measures.delta import Products
 from offprincipal.measures.spectrum import ACCURACY, Factors
 
 SHORTEST = 128
@@ -40,9 +41,6 @@ WINDOW = 64
 
 ROUNDS = 8
 """Iterations at most: a step that is small enough needs three or four."""
-
-DEPTH = 128
-"""Terms that float32 products add at a time: half the error of long sums at the same speed."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def carry(
     """
     if base.frame is None or not sizes or not _worth(before, after, base, sizes):
         return None
-    cross, square = _products(before, after, holes, device)
+    cross, square = step_products(before, after, holes=holes, device=device)
     frame, squares = base.frame.to(device), base.values.to(device).square()
     moved = _turned(cross.T.contiguous().add_(cross).add_(_whole(square)), frame)
     values = _values(squares, moved)
@@ -147,23 +145,6 @@ def _worth(before: Tensor, after: Tensor, base: Factors, sizes: Sequence[int]) -
 
 def _room(squares: Tensor, k: int) -> float:
     return float(squares[k - 1] - squares[k])
-
-
-def _products(
-    before: Tensor, after: Tensor, holes: Tensor | None, device: str | torch.device
-) -> tuple[Tensor, Tensor]:
-    """``W0^T D``, float32, and the lower triangle of ``D^T D``, in the type that D's own values need."""
-    n, single = min(before.shape), torch.float32
-    cross = torch.zeros(n, n, dtype=single, device=device)
-    square = torch.zeros(n, n, dtype=single if quick(before, after) else torch.float64, device=device)
-    sides = [slices(each, device=device, holes=holes, dtype=single) for each in (before, after)]
-    for (start, stop, rows), (_, _, step) in zip(*sides, strict=True):
-        step -= rows
-        for top in range(0, stop - start, DEPTH):
-            cross.addmm_(rows[top : top + DEPTH].T, step[top : top + DEPTH])
-        own = step.to(square.dtype)
-        add_lower(square, own, own)
-    return cross, square.tril_()
 
 
 def _whole(lower: Tensor) -> Tensor:
@@ -264,7 +245,7 @@ def _long_side(
     ``S^-1 (V^T C V - N^T N) S^-1`` with ``N = S0^-1 V0^T X V``.
     """
     vectors = _product(frame, short.to(torch.float32))
-    through = _product(frame.T, _product(cross, vectors)).to(torch.float64) / before[:, None]
+    through = _product(frame.T, _product(cross.T, vectors)).to(torch.float64) / before[:, None]
     long = (before[:, None] * short + through) / values
     if square is None:
         return long, None

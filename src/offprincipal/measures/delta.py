@@ -34,7 +34,7 @@ class Products:
 
     Attributes:
         square: [short, short], lower triangle of ``D^T D``; float32 where `quick` allows it, else float64.
-        cross: float32 [short, short], ``W0^T D``.
+        cross: float32 [short, short], ``D^T W0``.
     """
 
     square: Float[Tensor, "short short"]
@@ -73,7 +73,7 @@ def delta_of(
     if products is not None and values is not None:
         basis = basis.to(products.cross.dtype)  # as good as the products themselves: sums are taken in float64
         square = products.square.cpu().to(basis.dtype)
-        image = (basis.T @ products.cross.cpu()) / base.values[:rank, None].to(basis)
+        image = (products.cross.cpu() @ basis).T / base.values[:rank, None].to(basis)
     else:
         seen: list[energy.Inside] = []
 
