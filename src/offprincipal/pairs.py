@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from offprincipal.checkpoint import DTYPES, Checkpoint, Source
+from offprincipal.checkpoint import Checkpoint, Source
 from offprincipal.errors import InputError
 from offprincipal.names import Cut, Piece, Place, canonical, family_of, is_buffer, is_tied, locate
 
@@ -30,7 +30,7 @@ class Part:
     @property
     def nbytes(self) -> int:
         """Bytes of the part in its stored dtype."""
-        return math.prod(self.shape) * DTYPES[self.source.info.dtype].itemsize
+        return math.prod(self.shape) * self.source.info.itemsize
 
     def load(self) -> Tensor:
         """The canonical tensor, contiguous, in the stored dtype."""
@@ -66,12 +66,12 @@ class Pair:
     @property
     def base_dtype(self) -> str:
         """Torch's name of the base's stored dtype, ``"bfloat16"``."""
-        return DTYPES[self.base.source.info.dtype].name
+        return self.base.source.info.torch_name
 
     @property
     def tuned_dtype(self) -> str:
         """Torch's name of the tuned side's stored dtype."""
-        return DTYPES[self.tuned.source.info.dtype].name
+        return self.tuned.source.info.torch_name
 
     @property
     def count(self) -> int:

@@ -6,7 +6,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from offprincipal.checkpoint._checkpoint import Checkpoint
-from offprincipal.checkpoint._header import DTYPES
 from offprincipal.names import canonical, family_of, flat, is_buffer, is_tied, locate
 
 
@@ -83,7 +82,7 @@ def describe(checkpoint: Checkpoint) -> Description:
     rows, kinds = [], []
     for source in checkpoint.sources.values():
         info = source.info
-        size = DTYPES[info.dtype].itemsize
+        size = info.itemsize
         pieces = locate(info.name, info.shape, checkpoint.config)
         constant = is_buffer(canonical(info.name, family_of(checkpoint.config))) or not info.is_float
         names = ["buffer"] if constant else list(dict.fromkeys(piece.place.kind for piece in pieces))

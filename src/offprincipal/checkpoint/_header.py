@@ -77,7 +77,17 @@ class TensorInfo:
         """The same type as torch knows it."""
         import torch
 
-        return getattr(torch, DTYPES[self.dtype].name)
+        return getattr(torch, self.torch_name)
+
+    @property
+    def torch_name(self) -> str:
+        """What torch calls the type, ``"bfloat16"``."""
+        return DTYPES[self.dtype].name
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per element."""
+        return DTYPES[self.dtype].itemsize
 
     @property
     def count(self) -> int:
@@ -87,7 +97,7 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """The bytes of the tensor once read: elements times element size."""
-        return self.count * DTYPES[self.dtype].itemsize
+        return self.count * self.itemsize
 
     @property
     def is_float(self) -> bool:

@@ -60,7 +60,7 @@ class Stored:
         import torch
 
         columns = columns_of(self.info.shape)
-        width = columns * self.info.torch_dtype.itemsize
+        width = columns * self.info.itemsize
         wanted = sum(stop - start for start, stop in runs)
         if not wanted * width:
             return torch.empty(wanted, columns, dtype=self.info.torch_dtype)

@@ -172,7 +172,7 @@ def _check(tuned: object, lr: float | None, steps: int, optimizer: object) -> No
 
 def _from_masters(base: Checkpoint, tuned: Checkpoint, steps: int) -> _Work:
     plan = pair(base, tuned)
-    coarse = [each for each in plan.pairs if each.tuned.source.info.torch_dtype.itemsize < 4]
+    coarse = [each for each in plan.pairs if each.tuned.source.info.itemsize < 4]
     if coarse:
         raise InputError(
             f"forecast from {base.ref!r} and {tuned.ref!r}",
