@@ -97,5 +97,6 @@ STAGES: tuple[Stage, ...] = (
 )
 """Every stage, in order. A tuned side is counted as if it were factorised: headers do not tell whether its step is
 small or sparse enough for the short way (``measures.carried``), which saves a tenth to a fifth of the whole with a new
-base and up to a third with a kept one. 9 n^3 and 4/3 n^3 are the usual counts of a symmetric eigenproblem with and without vectors (Golub and
-Van Loan, 8.3); the rates are measured with the same counts, so that only their growth matters."""
+base and up to a third with a kept one. 9 n^3 and 4/3 n^3 are the usual counts of a symmetric eigenproblem with and
+without vectors (Golub and Van Loan, 8.3); the rates are measured with the same counts, so that only their growth
+matters."""

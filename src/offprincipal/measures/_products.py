@@ -13,7 +13,7 @@ from torch import Tensor
 from offprincipal.measures import _sparse_pass
 from offprincipal.measures._gram import add_lower
 from offprincipal.measures._slices import slices
-from offprincipal.measures.delta import quick
+from offprincipal.measures.delta import Products, quick
 
 DEPTH = 128
 """Terms that float32 products add at a time: half the error of long sums at the same speed."""
@@ -27,13 +27,12 @@ CACHED = 400_000
 
 def step_products(
     before: Tensor, after: Tensor, *, holes: Tensor | None = None, device: str | torch.device = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """``D^T W0``, float32, and the lower triangle of ``D^T D``, in the type that D's own values need.
+) -> Products:
+    """``D^T W0`` and the lower triangle of ``D^T D`` of a pair, in one pass. Without `holes`, entries must be finite.
 
-    Both ``[short, short]``, of the tall view. Without `holes`, entries must be finite. Peak memory: a slice of either
-    side beside the results.
+    Peak memory: a slice of either side beside the results.
 
-    >>> step_products(torch.eye(2), torch.eye(2) * 3)[0].tolist()
+    >>> step_products(torch.eye(2), torch.eye(2) * 3).cross.tolist()
     [[2.0, 0.0], [0.0, 2.0]]
     """
     n, single = min(before.shape), torch.float32
@@ -49,7 +48,7 @@ def step_products(
             cross.addmm_(step[top : top + DEPTH].T, rows[top : top + DEPTH])
         own = step.to(square.dtype)
         add_lower(square, own, own)
-    return cross, square.tril_()
+    return Products(square.tril_(), cross)
 
 
 def _add_sparse(step: Tensor, rows: Tensor, cross: Tensor, square: Tensor) -> None:

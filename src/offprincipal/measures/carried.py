@@ -87,7 +87,8 @@ def carry(
     """
     if base.frame is None or not sizes or not _worth(before, after, base, sizes):
         return None
-    cross, square = step_products(before, after, holes=holes, device=device)
+    products = step_products(before, after, holes=holes, device=device)
+    cross, square = products.cross, products.square
     frame, squares = base.frame.to(device), base.values.to(device).square()
     moved = _turned(cross.T.contiguous().add_(cross).add_(_whole(square)), frame)
     values = _values(squares, moved)
@@ -109,7 +110,7 @@ def carry(
     if not max(float(each[-1]) for side in found.values() for each in side.values()) <= WIDE:
         return None
     left, right = ("long", "short") if tall(before) is before else ("short", "long")
-    return Tuned(values.cpu(), {"left": found[left], "right": found[right]}, Products(square, cross))
+    return Tuned(values.cpu(), {"left": found[left], "right": found[right]}, products)
 
 
 def serves(shape: tuple[int, int]) -> bool:
