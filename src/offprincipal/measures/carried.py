@@ -243,7 +243,7 @@ def _long_side(
     """Coordinates of the long side's leading vectors in the base's long side, and the Gram matrix of what lies beyond.
 
     ``U0^T U = (S0 Q + S0^-1 V0^T X V) S^-1`` with ``V = V0 Q``; beyond the range of the base lies D alone:
-    ``S^-1 (V^T C V - N^T N) S^-1`` with ``N = S0^-1 V0^T X V``.
+    ``S^-1 (V^T C V - N^T N) S^-1`` with ``N = S0^-1 V0^T X V``. `cross` is ``X^T``.
     """
     vectors = _product(frame, short.to(torch.float32))
     through = _product(frame.T, _product(cross.T, vectors)).to(torch.float64) / before[:, None]
