@@ -61,14 +61,13 @@ def test_slices_choose_for_themselves(monkeypatch):
     """The upper half is dense, the lower half untouched."""
     monkeypatch.setattr(_slices, "SLICE_ENTRIES", 64 * 96)
     monkeypatch.setattr(_slices, "SLICE_ROWS", 64)
-    monkeypatch.setattr(_products, "CACHED", 40 * 96)  # and a part that is shorter than the others
     called = []
     monkeypatch.setattr(_sparse_pass, "columns", lambda *a, own=_sparse_pass.columns: (called.append(1), own(*a)))
     before, after = pair((512, 96), 1.0)
     after[256:] = before[256:]
     after[300, 7] += 1.0
     check(before, after)
-    assert len(called) == 4 * 2  # four slices of 40 and 24 rows
+    assert len(called) == 4  # of eight
 
 
 def test_squares_of_square_matrices_are_float64_either_way():
@@ -91,14 +90,32 @@ def test_holes_and_signed_zeros_add_nothing():
 
 
 @settings(deadline=None)  # the first example may compile
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 1000))
+@given(st.sampled_from([1, 9, 128, 129, 300]), st.integers(1, 9), st.integers(0, 1000))
 def test_columns_hold_every_nonzero_once(height, width, seed):
     random = np.random.default_rng(seed)
     step = np.where(random.random((height, width)) < 0.4, random.normal(size=(height, width)), 0).astype(np.float32)
-    starts = np.full(width + 1, 77, np.int32)
-    rows, values = np.empty(step.size, np.int32), np.empty(step.size, np.float32)
+    starts = np.full((-(-height // _sparse_pass.HEIGHT), width + 1), 77, np.int32)
+    rows, values = np.empty(step.size, np.uint8), np.empty(step.size, np.float32)
     _sparse_pass.columns(step, starts, rows, values)
-    for j in range(width):
-        part = slice(starts[j], starts[j + 1])
-        assert rows[part].tolist() == np.flatnonzero(step[:, j]).tolist()
-        assert values[part].tolist() == step[rows[part], j].tolist()
+    for b, first in enumerate(starts):
+        block = step[b * _sparse_pass.HEIGHT : (b + 1) * _sparse_pass.HEIGHT]
+        for j in range(width):
+            part = slice(first[j], first[j + 1])
+            assert rows[part].tolist() == np.flatnonzero(block[:, j]).tolist()
+            assert values[part].tolist() == block[rows[part], j].tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (300, 5, 131), (128, 200, 64), (40, 3, 256)])
+def test_nonzeros_times_any_matrix(shape, dtype):
+    """Widths beside and between whole tiles; a total that is not empty is added to."""
+    height, size, wide = shape
+    random = np.random.default_rng(size)
+    step = np.where(random.random((height, size)) < 0.3, random.normal(size=(height, size)), 0).astype(dtype)
+    dense, total = (random.normal(size=(rows, wide)).astype(dtype) for rows in (height, size))
+    starts = np.empty((-(-height // _sparse_pass.HEIGHT), size + 1), np.int32)
+    rows, values = np.empty(step.size, np.uint8), np.empty(step.size, dtype)
+    _sparse_pass.columns(step, starts, rows, values)
+    expected = total.astype(np.float64) + step.T.astype(np.float64) @ dense.astype(np.float64)
+    _sparse_pass.add_products(starts, rows, values, dense, False, total)
+    assert np.allclose(total, expected, rtol=0, atol=512 * np.finfo(dtype).eps)  # sums of a hundred

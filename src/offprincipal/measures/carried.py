@@ -2,14 +2,16 @@
 
 What it is: the short way for small steps. In the frame of the base's singular vectors the Gram matrix of the tuned
 side is ``Lambda + E``, and E, made of ``X = W0^T D`` and ``C = D^T D``, is as small as the step: float32 products give
-it to seven digits of *itself*, which is more than a float64 Gram matrix leaves of a small difference. Eigenvalues
-alone are then taken of ``Lambda + E`` in float64; the leading subspace is the base's, turned by a small block Z that
-solves a Riccati equation; angles on both sides follow from Z, X and C, and nothing long is multiplied again.
+it to seven digits of *itself*, which is more than a float64 Gram matrix leaves of a small difference. So close to a
+diagonal, the matrix comes apart into a leading block and others (`_cut`), whose eigenvalues are taken in float64; the
+leading subspace is the base's, turned by a small block Z; angles on both sides follow from Z, X and C, and nothing
+long is multiplied again.
 
 What it is not: an approximation on trust. The error of every value and angle follows from that of the float32
 products, and where it might exceed what `spectrum` and `angles` promise (large steps, wide angles, tiny singular
-values), `carry` returns None and `spectrum.factorise` decides. A few small values, as square matrices have them, are
-taken again from ``W V`` with V the directions of the small end. Source: ours; the equation for Z is Stewart 1973.
+values), `carry` returns None and `spectrum.factorise` decides. Two things are taken again from the weights in float64:
+entries of E about a cut between close values, and a few small values, as square matrices have them, from ``W V`` with
+V the directions of the small end. Source: ours; the equation for Z is Stewart 1973.
 """
 
 import math
@@ -21,6 +23,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from offprincipal.measures import angles, spectrum
+from offprincipal.measures._cut import Cut, Near, cut, eigenvalues
 from offprincipal.measures._gram import add_lower, mirrored
 from offprincipal.measures._products import DEPTH, step_products
 from offprincipal.measures._slices import tall
@@ -36,11 +39,12 @@ PRODUCT = 2.0**-20
 WIDE = 0.1
 """Radians. An angle carries the relative error of E, so that up to here it is within 1e-7 (*ours*)."""
 
-WINDOW = 64
-"""Directions on each side of the cut that are turned exactly before the rest is iterated (*ours*)."""
+CLOSE = 8
+"""Where the values beside a cut are so many times closer than E's rounding allows, its entries there are taken in
+float64. They are kept in float32, a sixteenth of that rounding (*ours*)."""
 
-ROUNDS = 8
-"""Iterations at most: a step that is small enough needs three or four."""
+ASIDE = 16
+"""Directions on each side of such a cut whose entries are taken again (*ours*)."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,9 @@ def carry(
 
     Returns:
         None where the promises of `spectrum` (1e-10 s_1) and `angles` (1e-7 rad) could be missed, or nothing is
-        gained: then factorise. Cost for k vectors: ``3 m n^2 + 3 n^3 + 16 n^2 k`` flops in float32 and ``4/3 n^3`` in
-        float64, less where D is mostly zeros. Peak memory: ten float32 squares of the short side and one slice.
+        gained: then factorise. Cost for k vectors: ``3 m n^2 + 3 n^3 + 16 n^2 k`` flops in float32, less where D is
+        mostly zeros, and eigenproblems of size k and below. Peak memory: ten float32 squares of the short side and
+        one slice.
 
     >>> carry(torch.eye(2), torch.eye(2), Factors(torch.ones(2), torch.eye(2), torch.eye(2)), [1]) is None
     True
@@ -91,14 +96,22 @@ def carry(
     cross, square = products.cross, products.square
     frame, squares = base.frame.to(device), base.values.to(device).square()
     moved = _turned(cross.T.contiguous().add_(cross).add_(_whole(square)), frame)
-    values = _values(squares, moved)
     rounding = moved.square().mean(dim=1).sqrt() * PRODUCT
-    if any(not float(rounding[k - 1]) <= angles.ACCURACY * _room(squares, k) for k in sizes):
+    close = _close(squares, rounding, sizes)
+    if close is None:
         return None  # D was not what the sample of its rows promised
-    weak = (2 * rounding > values * (ACCURACY * float(values[0]))).nonzero()  # four deviations, to first order
+    if close:
+        _take_again(moved, frame, close, before, after, holes)
+    near = Near.of(squares, moved)
+    made = cut(near, sizes[-1])
+    seen = None if made is None else _seen(near, made, float(rounding.max()))
+    if seen is None:
+        return None
+    values, short, error = seen
+    weak = (2 * rounding + error > values * (ACCURACY * float(values[0]))).nonzero()  # four deviations, to first order
     tail = len(values) - int(weak[0]) if len(weak) else 0
-    short, end = _leading(squares, moved, sizes[-1]), _end(squares, moved, tail)
-    if short is None or end is None:
+    end = _end(near, tail)
+    if end is None:
         return None
     if tail:
         basis = torch.linalg.qr(frame.to(torch.float64) @ end).Q
@@ -107,7 +120,7 @@ def carry(
     own = None if before.shape[0] == before.shape[1] else square  # nothing lies beyond the base of a square matrix
     long, beyond = _long_side(short, values[: sizes[-1]], base.values.to(device), frame, cross, own)
     found = {"short": angles.angles_in_frame(short, None, sizes), "long": angles.angles_in_frame(long, beyond, sizes)}
-    if not max(float(each[-1]) for side in found.values() for each in side.values()) <= WIDE:
+    if not all(each[-1] <= WIDE * (CLOSE if k in close else 1) for side in found.values() for k, each in side.items()):
         return None
     left, right = ("long", "short") if tall(before) is before else ("short", "long")
     return Tuned(values.cpu(), {"left": found[left], "right": found[right]}, products)
@@ -139,13 +152,15 @@ def _worth(before: Tensor, after: Tensor, base: Factors, sizes: Sequence[int]) -
     entry, squares = float(step.square().mean().sqrt()), values.square()
     for k in sizes:
         rounding = PRODUCT * entry * math.sqrt(2 * float(squares[k - 1]))
-        if not rounding <= 2 / 3 * angles.ACCURACY * _room(squares, k):  # it errs by at most 1.4 times (measured)
+        if not rounding <= 2 / 3 * angles.ACCURACY * CLOSE * _room(squares, k):  # errs by at most 1.4 times (measured)
             return False
     return True
 
 
-def _room(squares: Tensor, k: int) -> float:
-    return float(squares[k - 1] - squares[k])
+def _room(squares: Tensor, k: int, aside: int = 0) -> float:
+    """How far apart the squares on the two sides of a cut are, one of them `aside` from it."""
+    last, first = min(k + aside, len(squares) - 1), max(0, k - 1 - aside)
+    return float(min(squares[k - 1] - squares[last], squares[first] - squares[k]))
 
 
 def _whole(lower: Tensor) -> Tensor:
@@ -158,6 +173,25 @@ def _turned(symmetric: Tensor, frame: Tensor) -> Tensor:
     return mirrored(add_lower(torch.zeros_like(symmetric), frame, _product(symmetric, frame)))
 
 
+def _close(squares: Tensor, rounding: Tensor, sizes: Sequence[int]) -> list[int] | None:
+    """Cuts whose neighbours are too close for the rounding of E; None where they are too close for anything here."""
+    wanted = {k: float(rounding[k - 1]) / angles.ACCURACY for k in sizes}
+    if not all(room <= min(CLOSE * _room(squares, k), _room(squares, k, ASIDE)) for k, room in wanted.items()):
+        return None
+    return [k for k, room in wanted.items() if room > _room(squares, k)]
+
+
+def _take_again(
+    moved: Tensor, frame: Tensor, close: Sequence[int], before: Tensor, after: Tensor, holes: Tensor | None
+) -> None:
+    """Overwrite the entries of E about these cuts by ``V^T (W^T W - W0^T W0) V`` from the weights, in float64."""
+    spots = [slice(max(0, k - ASIDE), min(len(moved), k + ASIDE)) for k in close]
+    columns = [frame[:, spot].to(torch.float64) for spot in spots]
+    sides = [spectrum.images(each, columns, holes=holes, device=frame.device) for each in (before, after)]
+    for spot, first, second in zip(spots, *sides, strict=True):
+        moved[spot, spot] = (second.T @ second - first.T @ first).to(moved.dtype)
+
+
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right`` in sums of `DEPTH` terms."""
     total = left.new_zeros(left.shape[0], right.shape[1])
@@ -166,75 +200,29 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return total
 
 
-def _values(squares: Tensor, moved: Tensor) -> Tensor:
-    """Square roots of the eigenvalues of ``Lambda + E``, falling, float64."""
-    whole = moved.to(torch.float64)
-    whole.diagonal().add_(squares)
-    return torch.linalg.eigvalsh(whole.cpu()).flip(0).clamp(min=0).sqrt().to(squares.device)
+def _seen(near: Near, made: Cut, allowed: float) -> tuple[Tensor, Tensor, float] | None:
+    """Singular values, falling; the leading vectors; and a bound of the error of the squares by cuts.
 
-
-def _leading(squares: Tensor, moved: Tensor, k: int) -> Tensor | None:
-    """The k leading eigenvectors of ``Lambda + E``, float64 [n, k] in order; None where the iteration does not settle.
-
-    ``[1; Z]`` spans them when ``Z = (E21 + E22 Z - Z (E11 + E12 Z)) / (lambda_j - lambda_i)``. Close neighbours at the
-    cut are turned apart first, so that the division is safe and the iteration contracts.
+    A cut that may err by more than `allowed` is not used for the values. None where what it says is leading is not.
     """
-    around = slice(max(0, k - WINDOW), min(len(squares), k + WINDOW))
-    inner, turn = torch.linalg.eigh((torch.diag(squares[around]) + moved[around, around]).cpu())
-    inner, turn = inner.flip(0).to(squares.device), turn.flip(1).to(squares.device)
-    diagonal, rest = squares + moved.diagonal(), moved.clone()
-    diagonal[around] = inner
-    rest.diagonal().zero_()
-    rest[around] = turn.to(rest.dtype).T @ rest[around]
-    rest[:, around] = rest[:, around] @ turn.to(rest.dtype)
-    rest[around, around] = 0.0
-    block = _riccati(rest, diagonal, k)
-    if block is None:
+    top, vectors = made.leading()
+    below, error = made.below()
+    if error <= allowed:
+        rest, more = eigenvalues(below, allowed)
+        squares, error = torch.cat([top, rest]), error + more
+    else:
+        squares, error = torch.linalg.eigvalsh(near.whole().cpu()).flip(0).to(top.device), 0.0
+    if float(squares[len(top)]) > float(top[-1]):
         return None
-    vectors = _ordered(block.to(torch.float64), rest, diagonal[:k])
-    vectors[around] = turn @ vectors[around]
-    return vectors
+    return squares.clamp(min=0).sqrt(), vectors, error
 
 
-def _end(squares: Tensor, moved: Tensor, tail: int) -> Tensor | None:
+def _end(near: Near, tail: int) -> Tensor | None:
     """The last `tail` eigenvectors, float64 [n, tail], any order; None where they are many or do not settle."""
-    if not 0 < tail <= len(squares) // 4:
-        return None if tail else squares.new_zeros(len(squares), 0)
-    found = _leading(-squares.flip(0), -moved.flip(0, 1), tail)
-    return None if found is None else found.flip(0)
-
-
-def _riccati(rest: Tensor, diagonal: Tensor, k: int) -> Tensor | None:
-    """The block Z below the identity, float32 [n - k, k]; None unless it settles."""
-    first, cross, second = rest[:k, :k], rest[k:, :k], rest[k:, k:]
-    inverse = (1.0 / (diagonal[:k] - diagonal[k:, None])).to(torch.float32)
-    block = cross * inverse
-    for _ in range(ROUNDS):
-        following = (cross + second @ block - block @ (first + cross.T @ block)) * inverse
-        change, size = float((following - block).norm()), float(following.norm())
-        block = following
-        if not size <= 1.0:  # nan too
-            return None
-        if change <= 1e-6 * size:  # the next one would be a tenth of it or less
-            return block
-    return None
-
-
-def _ordered(block: Tensor, rest: Tensor, diagonal: Tensor) -> Tensor:
-    """Eigenvectors in falling order from the span of ``[1; Z]``: float64 [n, k], orthonormal.
-
-    With ``1 + Z^T Z = L L^T`` the problem on the span is ``L^T (H11 + E12 Z) L^-T``, symmetric but for rounding.
-    """
-    k = len(diagonal)
-    metric = block.T @ block
-    metric.diagonal().add_(1.0)
-    lower = torch.linalg.cholesky(metric)
-    inside = (rest[:k, :k] + rest[k:, :k].T @ block.to(rest.dtype)).to(torch.float64)
-    inside.diagonal().add_(diagonal)
-    inside = torch.linalg.solve_triangular(lower.T, lower.T @ inside, upper=True, left=False)
-    turn = torch.linalg.eigh(((inside + inside.T) / 2).cpu())[1].flip(1).to(block.device)
-    top = torch.linalg.solve_triangular(lower.T, turn, upper=True)
-    return torch.cat([top, block @ top])
+    if not 0 < tail <= len(near.diagonal) // 4:
+        return None if tail else near.diagonal.new_zeros(len(near.diagonal), 0)
+    made = cut(Near(-near.diagonal.flip(0), -near.rest.flip(0, 1)), tail)
+    return None if made is None else made.leading()[1].flip(0)
 
 
 def _long_side(
