@@ -27,7 +27,7 @@ def step_products(
 ) -> Products:
     """``D^T W0`` and the lower triangle of ``D^T D`` of a pair, in one pass. Without `holes`, entries must be finite.
 
-    Peak memory: a slice of either side beside the results.
+    Peak memory: a slice of either side, copies of both where the matrix lies, and the nonzeros, beside the results.
 
     >>> step_products(torch.eye(2), torch.eye(2) * 3).cross.tolist()
     [[2.0, 0.0], [0.0, 2.0]]
