@@ -189,6 +189,31 @@ def test_entries_about_a_close_pair_are_taken_again_from_the_weights(shape, seed
     assert carry(before, after, base, sizes) is None
 
 
+def test_a_cut_that_may_err_too_much_gives_no_values(monkeypatch):
+    before, after = pair((512, 192), 1e-5)
+    base, sizes = base_of(before).factors, angles.grid((512, 192))
+    own = _cut.Cut.below
+    monkeypatch.setattr(_cut.Cut, "below", lambda self: (own(self)[0], 1.0))
+    monkeypatch.setattr(carried, "eigenvalues", None)
+    found = carry(before, after, base, sizes)
+    assert found is not None
+    values, _ = literal(before, after)
+    assert float((found.values - values).abs().max()) <= spectrum.ACCURACY * float(values[0])
+
+
+def test_directions_that_are_not_the_leading_ones_are_not_believed():
+    """A value far behind the cut is the largest of all, and the iteration settles all the same."""
+    squares = torch.linspace(4.0, 1.0, 200, dtype=torch.float64)
+    matrix = _cut.NearlyDiagonal(squares, torch.zeros(200, 200))
+    made = _cut.cut(matrix, 100)
+    assert made is not None
+    assert carried._eigen(matrix, made, 0.0) is not None
+    squares[190] = 5.0
+    made = _cut.cut(matrix, 100)
+    assert made is not None
+    assert carried._eigen(matrix, made, 0.0) is None
+
+
 def test_angles_that_are_too_wide_for_float32_are_not_believed(monkeypatch):
     before, after = pair((512, 192), 1e-5)
     base, sizes = base_of(before).factors, angles.grid((512, 192))
@@ -204,7 +229,7 @@ def test_only_bases_that_can_use_a_frame_keep_one():
 
 
 def test_an_end_of_many_small_values_is_left_to_the_long_way():
-    near = _cut.Near(torch.linspace(2.0, 1.0, 40).double(), torch.zeros(40, 40))
+    near = _cut.NearlyDiagonal(torch.linspace(2.0, 1.0, 40).double(), torch.zeros(40, 40))
     assert carried._end(near, 11) is None
     for few in (0, 3):
         found = carried._end(near, few)

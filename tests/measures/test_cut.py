@@ -7,26 +7,26 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from offprincipal.measures import _cut
-from offprincipal.measures._cut import Near, cut, eigenvalues
+from offprincipal.measures._cut import NearlyDiagonal, cut, eigenvalues
 from offprincipal.measures.seeds import torch_generator
 
 KEPT = 2.0**-20
 """Of R, what float32 products may lose."""
 
 
-def near(size: int, step: float, seed: int = 0, spread: float = 1.0) -> Near:
+def near(size: int, step: float, seed: int = 0, spread: float = 1.0) -> NearlyDiagonal:
     """Random falling values, some of them close, and a symmetric step."""
     generator = torch_generator(seed, "cut", str(size))
     values = 1 + spread * torch.rand(size, generator=generator, dtype=torch.float64).sort(descending=True).values
     rest = step * torch.randn(size, size, generator=generator)
-    return Near.of(values, (rest + rest.T) / 2)
+    return NearlyDiagonal.of(values, (rest + rest.T) / 2)
 
 
 def true(whole: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(whole).flip(0)
 
 
-def size_of(each: Near) -> float:
+def size_of(each: NearlyDiagonal) -> float:
     return float(torch.linalg.matrix_norm(each.rest.double(), 2))
 
 
@@ -56,7 +56,7 @@ def test_both_parts_have_the_eigenvalues_of_the_whole(shape, step, seed):
 def test_the_bound_is_above_the_error_and_not_far(seed, monkeypatch):
     """With hardly an exact turn at the cut Z is so large that the error shows beside rounding."""
     monkeypatch.setattr(_cut, "WINDOW", 1)
-    given_near = Near(torch.linspace(2.0, 1.0, 200).double(), near(200, 3e-4, seed).rest)
+    given_near = NearlyDiagonal(torch.linspace(2.0, 1.0, 200).double(), near(200, 3e-4, seed).rest)
     made = cut(given_near, 100)
     assert made is not None
     expected = true(given_near.whole())
@@ -91,7 +91,7 @@ def test_equal_values_away_from_a_cut_do_no_harm():
     base = near(300, 1e-5)
     values = base.diagonal.sort(descending=True).values
     values[40:44], values[148:152] = values[40], values[150]
-    given_near = Near(values, base.rest)
+    given_near = NearlyDiagonal(values, base.rest)
     made = cut(given_near, 150)
     assert made is not None
     assert float((made.leading()[0] - true(given_near.whole())[:150]).abs().max()) <= KEPT * size_of(base)
@@ -99,7 +99,7 @@ def test_equal_values_away_from_a_cut_do_no_harm():
 
 def test_the_diagonal_of_the_step_is_kept_in_float64():
     values, rest = torch.tensor([2.0, 1.0], dtype=torch.float64), torch.tensor([[1e-9, 3.0], [3.0, -1e-9]])
-    found = Near.of(values, rest)
+    found = NearlyDiagonal.of(values, rest)
     assert float(found.rest.diagonal().abs().max()) == 0.0
     assert found.diagonal.tolist() == pytest.approx([2.0 + 1e-9, 1.0 - 1e-9], abs=1e-16)
     assert found.whole()[0, 1] == 3.0

@@ -24,7 +24,7 @@ WHOLE = 640
 
 
 @dataclass(frozen=True)
-class Near:
+class NearlyDiagonal:
     """A symmetric matrix close to a diagonal one.
 
     Attributes:
@@ -36,7 +36,7 @@ class Near:
     rest: Float[Tensor, "n n"]
 
     @classmethod
-    def of(cls, diagonal: Tensor, rest: Tensor) -> "Near":
+    def of(cls, diagonal: Tensor, rest: Tensor) -> "NearlyDiagonal":
         """``diag(diagonal) + rest``; takes `rest` over and moves its diagonal to the other, where float64 keeps it."""
         own = rest.diagonal().to(torch.float64)
         rest.diagonal().zero_()
@@ -61,7 +61,7 @@ class Cut:
         turn: float64, the eigenvectors of the window, which are the new basis there.
     """
 
-    near: Near
+    near: NearlyDiagonal
     block: Float[Tensor, "below k"]
     norm_sq: float
     around: slice
@@ -85,17 +85,17 @@ class Cut:
         vectors[self.around] = self.turn @ vectors[self.around]
         return values.flip(0).to(block.device), vectors
 
-    def above(self) -> tuple[Near, float]:
+    def above(self) -> tuple[NearlyDiagonal, float]:
         """A matrix with the leading eigenvalues, and a bound of their error."""
         k = self.block.shape[1]
         return self._part(slice(None, k), self.near.rest[:k, k:] @ self.block)
 
-    def below(self) -> tuple[Near, float]:
+    def below(self) -> tuple[NearlyDiagonal, float]:
         """A matrix with the other eigenvalues, and a bound of their error."""
         k = self.block.shape[1]
         return self._part(slice(k, None), self.block @ self.near.rest[:k, k:].neg())
 
-    def _part(self, at: slice, through: Tensor) -> tuple[Near, float]:
+    def _part(self, at: slice, through: Tensor) -> tuple[NearlyDiagonal, float]:
         """One diagonal block of what `Z` takes apart.
 
         ``H22 - Z R12`` has the eigenvalues, but is not symmetric. Made so by the root of ``1 + P``, ``P = Z Z^T``, it
@@ -104,13 +104,13 @@ class Cut:
         other = through.T.contiguous()
         twice = float((through - other).norm())
         both = through.add_(other).mul_(0.5).add_(self.near.rest[at, at])
-        return Near.of(self.near.diagonal[at], both), twice * self.norm_sq / 4
+        return NearlyDiagonal.of(self.near.diagonal[at], both), twice * self.norm_sq / 4
 
 
-def cut(near: Near, k: int) -> Cut | None:
+def cut(near: NearlyDiagonal, k: int) -> Cut | None:
     """Take a matrix apart after its k leading directions; None where the iteration does not settle.
 
-    >>> H = Near(torch.tensor([3.0, 1.0]).double(), torch.zeros(2, 2))
+    >>> H = NearlyDiagonal(torch.tensor([3.0, 1.0]).double(), torch.zeros(2, 2))
     >>> [float(v) for v in cut(H, 1).leading()[0]]
     [3.0]
     """
@@ -127,7 +127,7 @@ def cut(near: Near, k: int) -> Cut | None:
     if block is None:
         return None
     square = block.T @ block
-    return Cut(Near(diagonal, rest), block, float((square @ square).norm()) ** 0.5, around, turn)
+    return Cut(NearlyDiagonal(diagonal, rest), block, float((square @ square).norm()) ** 0.5, around, turn)
 
 
 def _riccati(rest: Tensor, diagonal: Tensor, k: int) -> Tensor | None:
@@ -146,14 +146,14 @@ def _riccati(rest: Tensor, diagonal: Tensor, k: int) -> Tensor | None:
     return None
 
 
-def eigenvalues(near: Near, allowed: float) -> tuple[Float[Tensor, " n"], float]:
+def eigenvalues(near: NearlyDiagonal, allowed: float) -> tuple[Float[Tensor, " n"], float]:
     """All eigenvalues, falling, float64, and a bound of the error of the cuts that were made, a few times `allowed`.
 
     Args:
         near: the matrix.
         allowed: error that a cut may bring; where it might bring more, the matrix stays whole.
 
-    >>> eigenvalues(Near(torch.tensor([1.0, 3.0]).double(), torch.zeros(2, 2)), 0.0)[0].tolist()
+    >>> eigenvalues(NearlyDiagonal(torch.tensor([1.0, 3.0]).double(), torch.zeros(2, 2)), 0.0)[0].tolist()
     [3.0, 1.0]
     """
     size = len(near.diagonal)

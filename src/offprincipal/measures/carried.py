@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from offprincipal.measures import angles, spectrum
-from offprincipal.measures._cut import Cut, Near, cut, eigenvalues
+from offprincipal.measures._cut import Cut, NearlyDiagonal, cut, eigenvalues
 from offprincipal.measures._gram import add_lower, mirrored
 from offprincipal.measures._products import DEPTH, step_products
 from offprincipal.measures._slices import tall
@@ -37,7 +37,8 @@ PRODUCT = 2.0**-20
 """Relative error that an entry of E may have (*ours*; the standard deviation measured is half of it)."""
 
 WIDE = 0.1
-"""Radians. An angle carries the relative error of E, so that up to here it is within 1e-7 (*ours*)."""
+"""Radians. An angle carries the relative error of E, so that up to here it is within 1e-7 (*ours*); at a cut whose
+entries were taken again up to `CLOSE` times this."""
 
 CLOSE = 8
 """Where the values beside a cut are so many times closer than E's rounding allows, its entries there are taken in
@@ -102,12 +103,12 @@ def carry(
         return None  # D was not what the sample of its rows promised
     if close:
         _take_again(moved, frame, close, before, after, holes)
-    near = Near.of(squares, moved)
+    near = NearlyDiagonal.of(squares, moved)
     made = cut(near, sizes[-1])
-    seen = None if made is None else _seen(near, made, float(rounding.max()))
-    if seen is None:
+    eigen = None if made is None else _eigen(near, made, float(rounding.max()))
+    if eigen is None:
         return None
-    values, short, error = seen
+    values, short, error = eigen
     weak = (2 * rounding + error > values * (ACCURACY * float(values[0]))).nonzero()  # four deviations, to first order
     tail = len(values) - int(weak[0]) if len(weak) else 0
     end = _end(near, tail)
@@ -200,7 +201,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return total
 
 
-def _seen(near: Near, made: Cut, allowed: float) -> tuple[Tensor, Tensor, float] | None:
+def _eigen(near: NearlyDiagonal, made: Cut, allowed: float) -> tuple[Tensor, Tensor, float] | None:
     """Singular values, falling; the leading vectors; and a bound of the error of the squares by cuts.
 
     A cut that may err by more than `allowed` is not used for the values. None where what it says is leading is not.
@@ -217,11 +218,11 @@ def _seen(near: Near, made: Cut, allowed: float) -> tuple[Tensor, Tensor, float]
     return squares.clamp(min=0).sqrt(), vectors, error
 
 
-def _end(near: Near, tail: int) -> Tensor | None:
+def _end(near: NearlyDiagonal, tail: int) -> Tensor | None:
     """The last `tail` eigenvectors, float64 [n, tail], any order; None where they are many or do not settle."""
     if not 0 < tail <= len(near.diagonal) // 4:
         return None if tail else near.diagonal.new_zeros(len(near.diagonal), 0)
-    made = cut(Near(-near.diagonal.flip(0), -near.rest.flip(0, 1)), tail)
+    made = cut(NearlyDiagonal(-near.diagonal.flip(0), -near.rest.flip(0, 1)), tail)
     return None if made is None else made.leading()[1].flip(0)
 
 
