@@ -457,7 +457,7 @@ class TestWarm:
         calls = []
         monkeypatch.setattr(fanout, "warm", lambda module, jobs: calls.append((module, jobs)))
         CliRunner().invoke(cli, ["compare", "missing", "missing", "-o", str(tmp_path / "out"), *options.split()])
-        assert calls == [("offprincipal.measurement", jobs) for jobs in expected]
+        assert calls == [("offprincipal.worker", jobs) for jobs in expected]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from offprincipal.measures import _products, _slices, _sparse_pass
+from offprincipal.measures import _products, _sparse_pass
 from offprincipal.measures._products import step_products
 from offprincipal.measures.seeds import torch_generator
 
@@ -57,17 +57,23 @@ def test_both_ways_at_any_density(shape, share, monkeypatch):
         check(*pair(shape, density))
 
 
-def test_slices_choose_for_themselves(monkeypatch):
-    """The upper half is dense, the lower half untouched."""
-    monkeypatch.setattr(_slices, "SLICE_ENTRIES", 64 * 96)
-    monkeypatch.setattr(_slices, "SLICE_ROWS", 64)
+def test_what_is_not_bfloat16_or_dense_is_multiplied_whole(monkeypatch):
     called = []
     monkeypatch.setattr(_sparse_pass, "columns", lambda *a, own=_sparse_pass.columns: (called.append(1), own(*a)))
-    before, after = pair((512, 96), 1.0)
-    after[256:] = before[256:]
-    after[300, 7] += 1.0
+    before, after = pair((300, 96), 0.05)
+    for first, second in ((before.half(), after.half()), (before, after.half()), pair((300, 96), 0.5)):
+        check(first, second)
+    assert not called
     check(before, after)
-    assert len(called) == 4  # of eight
+    assert called
+
+
+def test_changed_weights_may_lie_together():
+    """Whole blocks without a change, a full one, and one weight in the last, incomplete block."""
+    before, after = pair((5 * _sparse_pass.HEIGHT + 3, 96), 1.0)
+    after[_sparse_pass.HEIGHT : -3], after[-2:] = before[_sparse_pass.HEIGHT : -3], before[-2:]
+    check(before, after)
+    check(before.T.contiguous(), after.T.contiguous())
 
 
 def test_squares_of_square_matrices_are_float64_either_way():
@@ -89,33 +95,54 @@ def test_holes_and_signed_zeros_add_nothing():
     assert torch.allclose(found.square.double(), expected[1], rtol=1e-5, atol=1e-9)
 
 
+def noted(before: np.ndarray, after: np.ndarray, lying: bool) -> tuple[np.ndarray, ...]:
+    """What `count` and `columns` make of two arrays of codes: starts, rows and both bit patterns."""
+    height, width = before.shape[::-1] if lying else before.shape
+    starts = np.full((-(-height // _sparse_pass.HEIGHT), width + 1), 77, np.int64)
+    found = _sparse_pass.count(before, after, lying, starts)
+    rows, first, second = np.empty(found, np.uint8), np.empty(found, np.uint32), np.empty(found, np.uint32)
+    _sparse_pass.columns(before, after, lying, starts, rows, first, second)
+    return starts, rows, first, second
+
+
 @settings(deadline=None)  # the first example may compile
-@given(st.sampled_from([1, 9, 128, 129, 300]), st.integers(1, 9), st.integers(0, 1000))
-def test_columns_hold_every_nonzero_once(height, width, seed):
+@given(st.sampled_from([1, 9, 128, 129, 300]), st.integers(1, 9), st.booleans(), st.integers(0, 1000))
+def test_columns_hold_every_change_once(height, width, lying, seed):
     random = np.random.default_rng(seed)
-    step = np.where(random.random((height, width)) < 0.4, random.normal(size=(height, width)), 0).astype(np.float32)
-    starts = np.full((-(-height // _sparse_pass.HEIGHT), width + 1), 77, np.int32)
-    rows, values = np.empty(step.size, np.uint8), np.empty(step.size, np.float32)
-    _sparse_pass.columns(step, starts, rows, values)
-    for b, first in enumerate(starts):
-        block = step[b * _sparse_pass.HEIGHT : (b + 1) * _sparse_pass.HEIGHT]
+    before = random.integers(0, 1 << 16, (height, width)).astype(np.uint16)
+    after = np.where(random.random((height, width)) < 0.4, before + np.uint16(1), before)
+    stored = [np.ascontiguousarray(each.T if lying else each) for each in (before, after)]
+    starts, rows, first, second = noted(*stored, lying)
+    assert starts[0, 0] == 0 and starts[-1, -1] == len(rows) == (before != after).sum()
+    assert (starts[1:, 0] == starts[:-1, -1]).all()
+    for b, start in enumerate(starts):
+        block = slice(b * _sparse_pass.HEIGHT, (b + 1) * _sparse_pass.HEIGHT)
         for j in range(width):
-            part = slice(first[j], first[j + 1])
-            assert rows[part].tolist() == np.flatnonzero(block[:, j]).tolist()
-            assert values[part].tolist() == block[rows[part], j].tolist()
+            part = slice(start[j], start[j + 1])
+            assert rows[part].tolist() == np.flatnonzero(before[block, j] != after[block, j]).tolist()
+            for bits, codes in ((first, before), (second, after)):
+                assert (bits[part] >> 16).tolist() == codes[block][rows[part], j].tolist()
+                assert not (bits[part] & 0xFFFF).any()
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (300, 5, 131), (128, 200, 64), (40, 3, 256)])
-def test_nonzeros_times_any_matrix(shape, dtype):
+@pytest.mark.parametrize("lying", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (300, 5), (300, 131), (140, 128), (40, 256)])
+def test_nonzeros_times_base_and_times_themselves(shape, lying):
     """Widths beside and between whole tiles; a total that is not empty is added to."""
-    height, size, wide = shape
-    random = np.random.default_rng(size)
-    step = np.where(random.random((height, size)) < 0.3, random.normal(size=(height, size)), 0).astype(dtype)
-    dense, total = (random.normal(size=(rows, wide)).astype(dtype) for rows in (height, size))
-    starts = np.empty((-(-height // _sparse_pass.HEIGHT), size + 1), np.int32)
-    rows, values = np.empty(step.size, np.uint8), np.empty(step.size, dtype)
-    _sparse_pass.columns(step, starts, rows, values)
-    expected = total.astype(np.float64) + step.T.astype(np.float64) @ dense.astype(np.float64)
-    _sparse_pass.add_products(starts, rows, values, dense, False, total)
-    assert np.allclose(total, expected, rtol=0, atol=512 * np.finfo(dtype).eps)  # sums of a hundred
+    before, after = pair(shape, 0.3)
+    stored = [
+        (each.T if lying else each).contiguous().view(torch.uint16).numpy()  # exact codes
+        for each in (before, after)
+    ]
+    starts, rows, first, second = noted(*stored, lying)
+    values = second.view(np.float32) - first.view(np.float32)
+    step, random = (after.double() - before.double()).numpy(), np.random.default_rng(0)
+    total = random.normal(size=(shape[1], shape[1])).astype(np.float32)
+    expected = total + step.T @ before.double().numpy()
+    _sparse_pass.add_cross(starts, rows, values, stored[0], lying, total)
+    assert np.allclose(total, expected, rtol=0, atol=512 * np.finfo(np.float32).eps)  # sums of a hundred
+    for dtype in (np.float32, np.float64):
+        total = random.normal(size=(shape[1], shape[1])).astype(dtype)
+        expected = np.tril(total + step.T @ step)
+        _sparse_pass.add_square(starts, rows, values.astype(dtype), total)
+        assert np.allclose(np.tril(total), expected, rtol=0, atol=512 * np.finfo(dtype).eps)

@@ -82,7 +82,7 @@ def compare(
     report = report and num_shards is None
     workers = engine == "processes" and options["geometry"] and options["device"] == "cpu"
     if workers:
-        fanout.warm("offprincipal.measurement", jobs)  # their imports take a second, which ours fill
+        fanout.warm("offprincipal.worker", jobs)  # their imports take a second, which ours fill
         if report:
             _import_what_draws()
     with uncollected():

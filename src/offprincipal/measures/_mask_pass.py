@@ -86,7 +86,7 @@ def count_near(scores, threshold, slack):
     return found
 
 
-@_compiled
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})  # sums in any order: vector code
 def products(left, right, rank, where, found):
     """Write to ``found`` the float64 products of the leading ``rank`` columns at these flat indices, in order."""
     columns = right.shape[0]

@@ -102,7 +102,7 @@ def _settle(
     sure, close = distance > room, np.abs(distance) <= room
     true, places_close = np.abs(exact(places[close])), places[close]
     left = quota - int(sure.sum())
-    order = np.lexsort((places_close, -true))[:left]  # largest first, equal ones by index
+    order = np.argsort(-true, kind="stable")[:left]  # largest first, equal ones by index: `places` rise
     levels[places[sure]] += one
     levels[places_close[order]] += one
     threshold = float(true[order[-1]])

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from offprincipal.measures import _sparse_pass
 from offprincipal.measures._gram import add_lower
-from offprincipal.measures._slices import slices
+from offprincipal.measures._slices import slices, tall
+from offprincipal.measures.bits import flat_codes
 from offprincipal.measures.delta import Products, quick
 
 DEPTH = 128
@@ -35,27 +36,36 @@ def step_products(
     n, single = min(before.shape), torch.float32
     cross = torch.zeros(n, n, dtype=single, device=device)
     square = torch.zeros(n, n, dtype=single if quick(before, after) else torch.float64, device=device)
-    sides = [slices(each, device=device, holes=holes, dtype=single) for each in (before, after)]
+    if not (cross.device.type == "cpu" and holes is None and _add_sparse(before, after, cross, square)):
+        _add_whole(before, after, holes, cross, square)
+    return Products(square.tril_(), cross)
+
+
+def _add_whole(before: Tensor, after: Tensor, holes: Tensor | None, cross: Tensor, square: Tensor) -> None:
+    sides = [slices(each, device=cross.device, holes=holes, dtype=cross.dtype) for each in (before, after)]
     for (start, stop, rows), (_, _, step) in zip(*sides, strict=True):
         step -= rows
-        found = int(np.count_nonzero(step.numpy())) if step.device.type == "cpu" else step.numel()
-        if found <= SPARSE * step.numel():
-            _add_sparse(step, rows, found, cross, square)
-            continue
         for top in range(0, stop - start, DEPTH):
             cross.addmm_(step[top : top + DEPTH].T, rows[top : top + DEPTH])
         own = step.to(square.dtype)
         add_lower(square, own, own)
-    return Products(square.tril_(), cross)
 
 
-def _add_sparse(step: Tensor, rows: Tensor, found: int, cross: Tensor, square: Tensor) -> None:
-    """The same sums, from the `found` nonzeros of the step."""
-    own = step.contiguous().numpy()
-    starts = np.empty((-(-own.shape[0] // _sparse_pass.HEIGHT), own.shape[1] + 1), np.int32)
-    places, values = np.empty(found, np.uint8), np.empty(found, own.dtype)
-    _sparse_pass.columns(own, starts, places, values)
-    for total, dense, lower in ((cross, rows.contiguous().numpy(), False), (square, own, True)):
-        into = total.numpy()
-        factor, other = values.astype(into.dtype, copy=False), dense.astype(into.dtype, copy=False)
-        _sparse_pass.add_products(starts, places, factor, other, lower, into)
+def _add_sparse(before: Tensor, after: Tensor, cross: Tensor, square: Tensor) -> bool:
+    """The same sums from the weights that changed, read from their codes; False where they are many, or wider."""
+    if not before.dtype == after.dtype == torch.bfloat16:
+        return False
+    first, second = (flat_codes(each).reshape(each.shape) for each in (before, after))
+    lying = tall(before) is not before
+    starts = np.empty((-(-max(before.shape) // _sparse_pass.HEIGHT), min(before.shape) + 1), np.int64)
+    found = _sparse_pass.count(first, second, lying, starts)
+    if found > SPARSE * before.numel():
+        return False
+    places, old, new = np.empty(found, np.uint8), np.empty(found, np.uint32), np.empty(found, np.uint32)
+    _sparse_pass.columns(first, second, lying, starts, places, old, new)
+    values = new.view(np.float32)
+    values -= old.view(np.float32)
+    _sparse_pass.add_cross(starts, places, values, first, lying, cross.numpy())
+    own = square.numpy()
+    _sparse_pass.add_square(starts, places, values.astype(own.dtype, copy=False), own)
+    return True
