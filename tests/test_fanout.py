@@ -443,6 +443,18 @@ class TestWarm:
         code = "import sys, offprincipal.fanout; assert not {'torch', 'numba', 'numpy'} & set(sys.modules)"
         subprocess.run([sys.executable, "-c", code], check=True)
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+    def test_of_workers_begins_numba_and_no_thread(self):
+        """A fork carries no thread over; numba's BLAS, for which it would import scipy.linalg, is there for others."""
+        code = (
+            "import offprincipal.worker, os, sys; print(len(os.listdir('/proc/self/task')),"
+            " 'numba.np.arraymath' in sys.modules, 'scipy.linalg' in sys.modules);"
+            "import scipy.linalg.cython_blas"
+        )
+        own = {**os.environ, **_start.variables(os.cpu_count() or 1)}
+        run = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True)
+        assert run.stdout.split() == ["1", "True", "False"]
+
     @pytest.mark.parametrize(
         ("options", "expected"),
         [

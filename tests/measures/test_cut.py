@@ -64,6 +64,29 @@ def test_the_bound_is_above_the_error_and_not_far(seed, monkeypatch):
         assert bound / 100 < float((true(part.whole()) - own).abs().max()) <= bound
 
 
+@pytest.mark.parametrize("window", [2, 8, 64])
+@pytest.mark.parametrize("step", [1e-6, 3e-5, 1e-4, 2e-4])
+def test_the_block_solves_its_equation(step, window, monkeypatch):
+    """Also where the window is narrow, so that its part of Z settles long after the rest."""
+    monkeypatch.setattr(_cut, "WINDOW", window)
+    settled = []
+    own = _cut._window_settles
+    monkeypatch.setattr(_cut, "_window_settles", lambda *a: settled.append(own(*a)) or settled[-1])
+    tried = 0
+    for seed in range(6):
+        made = cut(near(300, step, seed), 128)
+        if made is not None:
+            d, R, Z = made.near.diagonal, made.near.rest.double(), made.block.double()
+            once = R[128:, :128] + R[128:, 128:] @ Z - Z @ (R[:128, :128] + R[:128, 128:] @ Z)
+            once /= d[:128] - d[128:, None]
+            assert float((once - Z).norm()) <= 2 * _cut.SETTLED * float(Z.norm())
+            tried += 1
+    assert tried
+    if window == 8 and step == 2e-4:
+        assert True in settled
+        assert False in settled
+
+
 @settings(deadline=None, max_examples=30)
 @given(steps, st.integers(0, 5), st.sampled_from([0.0, 1e-9, 1.0]))
 def test_eigenvalues_of_many_cuts_are_those_of_the_whole(step, seed, allowed):

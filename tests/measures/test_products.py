@@ -113,7 +113,8 @@ def test_columns_hold_every_change_once(height, width, lying, seed):
     after = np.where(random.random((height, width)) < 0.4, before + np.uint16(1), before)
     stored = [np.ascontiguousarray(each.T if lying else each) for each in (before, after)]
     starts, rows, first, second = noted(*stored, lying)
-    assert starts[0, 0] == 0 and starts[-1, -1] == len(rows) == (before != after).sum()
+    assert starts[0, 0] == 0
+    assert starts[-1, -1] == len(rows) == (before != after).sum()
     assert (starts[1:, 0] == starts[:-1, -1]).all()
     for b, start in enumerate(starts):
         block = slice(b * _sparse_pass.HEIGHT, (b + 1) * _sparse_pass.HEIGHT)

@@ -144,28 +144,28 @@ def _riccati(rest: Tensor, diagonal: Tensor, k: int) -> Tensor | None:
         block, size = following, float(following.norm())
         if not size <= 1.0:  # nan too
             return None
-        if float(change.norm()) <= SETTLED * size or _window_settles(block, change, first, second, inverse, size):
+        if float(change.norm()) <= SETTLED * size or _window_settles(block, change, rest, inverse, size):
             return block
     return None
 
 
-def _window_settles(
-    block: Tensor, change: Tensor, first: Tensor, second: Tensor, inverse: Tensor, size: float
-) -> bool:
-    """Whether all that still changes is the window's part of Z; what follows from that is then added to `block`.
+def _window_settles(block: Tensor, change: Tensor, rest: Tensor, inverse: Tensor, size: float) -> bool:
+    """Whether all that still changed is the window's part of Z; what follows from that is then added to `block`.
 
-    Nothing couples the window's two sides directly, so that they settle only through all others, a round later, and
-    these feel a change of the window's part alone: two thin products, where a round multiplies everything.
+    Close neighbours settle last, mostly a round after all others, since nothing couples them directly. The derivative
+    of a round in their direction takes four thin products, where a round multiplies everything.
     """
+    k = block.shape[1]
     inside = change[:WINDOW, -WINDOW:].clone()
     change[:WINDOW, -WINDOW:] = 0.0
     if float(change.norm()) > SETTLED * size:
         return False
-    down, across = second[:, :WINDOW] @ inside, inside @ first[-WINDOW:]
-    down.mul_(inverse[:, -WINDOW:]), across.mul_(inverse[:WINDOW])
-    block[:, -WINDOW:] += down
-    block[:WINDOW] -= across
-    return float(down.norm()) + float(across.norm()) <= SETTLED * size
+    through = rest[:k, k:]
+    change.zero_()
+    change[:, -WINDOW:] = rest[k:, k:][:, :WINDOW] @ inside - block @ (through[:, :WINDOW] @ inside)
+    change[:WINDOW] -= inside @ (rest[:k, :k][-WINDOW:] + through[-WINDOW:] @ block)
+    block.add_(change.mul_(inverse))
+    return float(change.norm()) <= SETTLED * size
 
 
 def eigenvalues(near: NearlyDiagonal, allowed: float) -> tuple[Float[Tensor, " n"], float]:
