@@ -171,7 +171,8 @@ def _accumulate(typing, part, tile, rows, values, start, stop):
         vector, index = ir.VectorType(scalar, width), ir.IntType(64)
         lanes = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
         total = cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * width))
-        with cgutils.for_range_slice(builder, *arguments[4:], index(1), index) as (k, _):
+        begin, end = arguments[4:]
+        with cgutils.for_range_slice(builder, begin, end, index(1), index) as (k, _):
             row = builder.zext(builder.load(builder.gep(data(2), [k])), index)
             place = builder.gep(data(1), [builder.mul(row, index(width))])
             dense = builder.load(builder.bitcast(place, vector.as_pointer()), align=64)
