@@ -20,7 +20,7 @@ ROUNDS = 8
 """Iterations at most: a step that is small enough needs three or four."""
 
 SETTLED = 1e-6
-"""Change of Z by a round, of itself, after which the next one would be a tenth of it or less (*ours*, measured)."""
+"""Change of Z by a round, of itself, after which the next one is a tenth of it or less (*ours*, measured)."""
 
 WHOLE = 640
 """Sizes up to here are not cut for their eigenvalues: a cut would cost what it saves (*ours*, measured)."""
@@ -138,34 +138,41 @@ def _riccati(rest: Tensor, diagonal: Tensor, k: int) -> Tensor | None:
     first, cross, second = rest[:k, :k], rest[k:, :k], rest[k:, k:]
     inverse = (1.0 / (diagonal[:k] - diagonal[k:, None])).to(torch.float32)
     block = cross * inverse
+    outside = float(block.norm())
     for _ in range(ROUNDS):
         following = cross + second @ block - block @ (first + cross.T @ block)
         change = following.mul_(inverse) - block
-        block, size = following, float(following.norm())
+        block, size, before = following, float(following.norm()), outside
         if not size <= 1.0:  # nan too
             return None
-        if float(change.norm()) <= SETTLED * size or _window_settles(block, change, rest, inverse, size):
+        inside = change[:WINDOW, -WINDOW:].clone()
+        change[:WINDOW, -WINDOW:] = 0.0
+        outside = float(change.norm())
+        soon = outside * outside <= SETTLED / 10 * size * before  # the next one is small where it shrinks as it did
+        nearly = outside <= SETTLED * size or soon
+        if nearly and _window_settles(block, inside, change, rest, inverse) <= SETTLED * size:
             return block
     return None
 
 
-def _window_settles(block: Tensor, change: Tensor, rest: Tensor, inverse: Tensor, size: float) -> bool:
-    """Whether all that still changed is the window's part of Z; what follows from that is then added to `block`.
+def _window_settles(block: Tensor, inside: Tensor, outside: Tensor, rest: Tensor, inverse: Tensor) -> float:
+    """Add to Z what follows from its last change for the window's part, then from that for all; returns how much.
 
-    Close neighbours settle last, mostly a round after all others, since nothing couples them directly. The derivative
-    of a round in their direction takes four thin products, where a round multiplies everything.
+    Close neighbours settle last, a round after all others, since nothing couples them directly. The derivative of a
+    round takes thin products where only the window's part changes or is asked for, the round itself whole ones.
     """
-    k = block.shape[1]
-    inside = change[:WINDOW, -WINDOW:].clone()
-    change[:WINDOW, -WINDOW:] = 0.0
-    if float(change.norm()) > SETTLED * size:
-        return False
-    through = rest[:k, k:]
-    change.zero_()
-    change[:, -WINDOW:] = rest[k:, k:][:, :WINDOW] @ inside - block @ (through[:, :WINDOW] @ inside)
-    change[:WINDOW] -= inside @ (rest[:k, :k][-WINDOW:] + through[-WINDOW:] @ block)
+    k, across, down = block.shape[1], slice(None, WINDOW), slice(-WINDOW, None)
+    first, through, second = rest[:k, :k], rest[:k, k:], rest[k:, k:]
+    own = second[across] @ outside[:, down] - block[across] @ (through @ outside[:, down])
+    own -= outside[across] @ (first[:, down] + through @ block[:, down])
+    own *= inverse[across, down]
+    block[across, down] += own
+    inside = inside + own
+    change = torch.zeros_like(block)
+    change[:, down] = second[:, across] @ inside - block @ (through[:, across] @ inside)
+    change[across] -= inside @ (first[down] + through[down] @ block)
     block.add_(change.mul_(inverse))
-    return float(change.norm()) <= SETTLED * size
+    return float(change.norm())
 
 
 def eigenvalues(near: NearlyDiagonal, allowed: float) -> tuple[Float[Tensor, " n"], float]:
