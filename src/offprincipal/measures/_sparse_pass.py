@@ -89,7 +89,7 @@ def add_cross(starts, rows, values, codes, lying, total):
     """Add ``D^T W`` to ``total [n, n]``, float32: D as `columns` gives it, with ``values`` (float32); W in codes."""
     height, size = codes.shape[::-1] if lying else codes.shape
     width = TILE // total.itemsize
-    part, bits = _aligned(size, width, total), _aligned(HEIGHT, width, rows.astype(np.uint32))
+    part, bits = _aligned(size, width, total), _aligned(HEIGHT, width, np.empty(0, np.uint32))
     tile = bits.view(np.float32)
     bits[:], part[:] = 0, 0.0
     for left in range(0, size, width):
