@@ -30,7 +30,7 @@ from offprincipal.measures.spectrum import Factors
 
 log = logging.getLogger(__name__)
 
-ALGORITHM = "gram-eigh-4"
+ALGORITHM = "gram-eigh-5"
 """Part of every key: change it whenever the numbers or the layout of a file change."""
 
 
