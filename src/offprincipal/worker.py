@@ -14,9 +14,9 @@ from offprincipal.measures._mask_pass import any_nonfinite
 BLAS = "scipy.linalg.cython_blas"
 """What numba looks for once, as it begins, and does without."""
 
-if BLAS not in sys.modules:
-    sys.modules[BLAS] = None  # type: ignore[assignment]  # Python's way to say that there is none
-    try:
-        any_nonfinite(np.zeros(1, np.uint16))
-    finally:
+hidden = sys.modules.setdefault(BLAS, None) is None  # type: ignore[arg-type]  # Python's way to say: there is none
+try:
+    any_nonfinite(np.zeros(1, np.uint16))
+finally:
+    if hidden:
         del sys.modules[BLAS]

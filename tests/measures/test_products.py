@@ -127,9 +127,9 @@ def test_columns_hold_every_change_once(height, width, lying, seed):
 
 
 @pytest.mark.parametrize("lying", [False, True])
-@pytest.mark.parametrize("shape", [(1, 1), (300, 5), (300, 131), (140, 128), (40, 256)])
+@pytest.mark.parametrize("shape", [(1, 1), (300, 5), (300, 131), (140, 128), (40, 256), (7000, 3)])
 def test_nonzeros_times_base_and_times_themselves(shape, lying):
-    """Widths beside and between whole tiles; a total that is not empty is added to."""
+    """Widths beside and between whole tiles, more rows than two runs; a total that is not empty is added to."""
     before, after = pair(shape, 0.3)
     stored = [
         (each.T if lying else each).contiguous().view(torch.uint16).numpy()  # exact codes

@@ -17,7 +17,7 @@ WINDOW = 64
 """Directions on each side of the cut that are turned exactly before the rest is iterated (*ours*)."""
 
 ROUNDS = 8
-"""Iterations at most: a step that is small enough needs three or four."""
+"""Iterations at most: a step that is small enough needs two or three."""
 
 SETTLED = 1e-6
 """Change of Z by a round, of itself, after which the next one is a tenth of it or less (*ours*, measured)."""
