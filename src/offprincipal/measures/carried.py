@@ -85,8 +85,8 @@ def carry(
     Returns:
         None where the promises of `spectrum` (1e-10 s_1) and `angles` (1e-7 rad) could be missed, or nothing is
         gained: then factorise. Cost for k vectors: ``3 m n^2 + 3 n^3 + 16 n^2 k`` flops in float32, less where D is
-        mostly zeros, and eigenproblems of size k and below. Peak memory: ten float32 squares of the short side and
-        one slice.
+        mostly zeros, and eigenproblems of size k and below. Peak memory: ten float32 squares of the short side, and a
+        slice or the nonzeros of D.
 
     >>> carry(torch.eye(2), torch.eye(2), Factors(torch.ones(2), torch.eye(2), torch.eye(2)), [1]) is None
     True
